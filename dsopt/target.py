@@ -76,12 +76,16 @@ class CudaTarget(Target):
 
     def __post_init__(self) -> None:
         if not self.archs:
-            raise UsageError("DS0904", "a CUDA target needs at least one architecture", fix='name one, as in "cuda:sm_90"')
+            raise UsageError(
+                "DS0904", "a CUDA target needs at least one architecture", fix='name one, as in "cuda:sm_90"'
+            )
         for arch in self.archs:
             digits = arch.removeprefix("sm_").removesuffix("a")
             if not arch.startswith("sm_") or not digits.isdigit() or not 70 <= int(digits) <= 121:
                 raise UsageError(
-                    "DS0904", f"unknown CUDA architecture {arch!r}", fix="use sm_70 to sm_121, as in cuda:sm_80 or cuda:sm_90"
+                    "DS0904",
+                    f"unknown CUDA architecture {arch!r}",
+                    fix="use sm_70 to sm_121, as in cuda:sm_80 or cuda:sm_90",
                 )
 
     @property
@@ -100,10 +104,14 @@ class McuTarget(Target):
 
     def __post_init__(self) -> None:
         if self.core not in CORES:
-            raise UsageError("DS0904", f"unknown microcontroller core {self.core!r}", fix="known cores: " + ", ".join(CORES))
+            raise UsageError(
+                "DS0904", f"unknown microcontroller core {self.core!r}", fix="known cores: " + ", ".join(CORES)
+            )
         for label, value in (("ram_bytes", self.ram_bytes), ("flash_bytes", self.flash_bytes)):
             if not 1024 <= value <= 1 << 28:
-                raise UsageError("DS0904", f"{label}={value} is not a memory size", fix="give 1 KiB to 256 MiB, in bytes")
+                raise UsageError(
+                    "DS0904", f"{label}={value} is not a memory size", fix="give 1 KiB to 256 MiB, in bytes"
+                )
 
     @property
     def name(self) -> str:

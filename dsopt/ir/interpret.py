@@ -1,0 +1,58 @@
+"""Evaluate a program's graph: on tensors, or on fake tensors to give every node its shape and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from dsopt.ir import torch_private as private
+
+
+def argument_values(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a node's args and kwargs with each node in them replaced by its value."""
+    args = fx.node.map_arg(node.args, lambda item: values[item])
+    kwargs = fx.node.map_arg(node.kwargs, lambda item: values[item])
+    return tuple(args), dict(kwargs)
+
+
+def evaluate(graph: fx.Graph, placeholders: Mapping[fx.Node, Any]) -> tuple[Any, ...]:
+    """Run a graph on tensors and return what its output node returns, freeing each value after its last use."""
+    values: dict[fx.Node, Any] = dict(placeholders)
+    remaining = {node: len(node.users) for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = argument_values(node, values)
+            values[node] = node.target(*args, **kwargs)
+            for used in node.all_input_nodes:
+                remaining[used] -= 1
+                if remaining[used] == 0:
+                    values.pop(used, None)
+        elif node.op == "output":
+            return tuple(argument_values(node, values)[0][0])
+    raise AssertionError("a graph has an output node")
+
+
+def evaluate_all(graph: fx.Graph, placeholders: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Run a graph on tensors and return every node's value: for bisection and calibration."""
+    values: dict[fx.Node, Any] = dict(placeholders)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = argument_values(node, values)
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def infer(node: fx.Node) -> Any:
+    """Return the fake value (tensors, sizes, tuples of them) that a call_function node gives for its arguments' recorded ones."""
+    mode = private.fake_mode_of(node.graph)
+    recorded = {item: item.meta["val"] for item in node.all_input_nodes}
+    args, kwargs = argument_values(node, recorded)
+    with private.fake_execution(mode):
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def constant_like(value: Any) -> bool:
+    """Tell whether a value is a plain number, string or None, and not a tensor or a varying size."""
+    return not isinstance(value, Tensor) and (value is None or isinstance(value, (bool, int, float, str)))

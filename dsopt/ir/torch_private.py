@@ -1,0 +1,209 @@
+"""Every private name of torch that dsopt touches, in one file, tested on the oldest and newest supported torch.
+
+Sections: fake tensors and symbols (used by `Program`); reading exported archives (used by the frontend).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import LocalSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
+from torch.utils._sympy.value_ranges import ValueRanges
+
+# ---- fake tensors and symbols ----
+
+
+def new_fake_mode() -> FakeTensorMode:
+    """Return a fresh mode in which operators compute shapes and dtypes only."""
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """Return the mode that typed the graph's placeholders; a fresh one if there is none."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return new_fake_mode()
+
+
+def new_symbol(mode: FakeTensorMode, name: str, hint: int, low: int, high: int | None) -> torch.SymInt:
+    """Create a varying size with an example value `hint` and the range low..high in the mode's shape environment."""
+    env = mode.shape_env
+    assert env is not None
+    source = LocalSource(name)
+    symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
+    bounds = ValueRanges(low, high) if high is not None else ValueRanges(low, env.var_to_range[symbol].upper)
+    env.var_to_range[symbol] = bounds
+    size = env.create_symintnode(symbol, hint=hint, source=source)
+    assert isinstance(size, torch.SymInt)
+    return size
+
+
+def fake_tensor(mode: FakeTensorMode, shape: tuple[Any, ...], dtype: torch.dtype) -> FakeTensor:
+    """Return a contiguous fake tensor of a shape that may hold SymInts."""
+    with mode:
+        value = torch.empty(shape, dtype=dtype)
+    assert isinstance(value, FakeTensor)
+    return value
+
+
+@contextmanager
+def fake_execution(mode: FakeTensorMode) -> Iterator[None]:
+    """Run operators on fake tensors; sizes that depend on data become new symbols instead of errors.
+
+    The Python dispatcher supplies the shape rules of composite operators such as lstm when sizes vary.
+    """
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        yield
+
+
+def same_size(left: int | torch.SymInt, right: int | torch.SymInt) -> bool:
+    """Tell whether two sizes are equal for every value of the symbols, without adding an assumption."""
+    return bool(statically_known_true(left == right))
+
+
+def symbol_names(size: int | torch.SymInt) -> tuple[str, ...]:
+    """Return the symbols of a size, sorted; none for an int."""
+    if isinstance(size, int):
+        return ()
+    return tuple(sorted(str(symbol) for symbol in size.node.expr.free_symbols))
+
+
+def symbol_range(mode: FakeTensorMode, symbol: str) -> tuple[int, int | None]:
+    """Return the smallest and the largest value (None: unbounded) that a symbol of the mode may take."""
+    env = mode.shape_env
+    assert env is not None
+    for key, bounds in env.var_to_range.items():
+        if str(key) == symbol:
+            upper = bounds.upper
+            return int(bounds.lower), int(upper) if upper.is_Integer and int(upper) < 2**31 else None
+    return 1, None
+
+
+def hint_of(size: int | torch.SymInt) -> int:
+    """Return a size's value for the example that the program was captured with."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return int(hint) if hint is not None else 8
+
+
+def is_fake(value: object) -> bool:
+    """Tell whether a value is a fake tensor."""
+    return isinstance(value, FakeTensor)
+
+
+def schema_mutates(op: object) -> bool:
+    """Tell whether an operator writes into one of its arguments."""
+    return isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable
+
+
+def aliases_input(op: object) -> bool:
+    """Tell whether an operator's result may share memory with an argument."""
+    return isinstance(op, torch._ops.OpOverload) and any(item.alias_info is not None for item in op._schema.returns)
+
+
+def operator_name(op: object) -> str:
+    """Return "aten.conv2d.default" of an operator overload."""
+    assert isinstance(op, torch._ops.OpOverload)
+    return str(op)
+
+
+def is_operator(target: object) -> bool:
+    """Tell whether an fx target is a torch operator overload."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def detached_copy(value: Tensor) -> Tensor:
+    """Return a contiguous copy of a tensor without gradient history."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def size_at(size: int | torch.SymInt, values: dict[str, int]) -> int:
+    """Return a size for given values of its symbols by name; other symbols take the value of the captured example."""
+    if isinstance(size, int):
+        return size
+    expression, env = size.node.expr, size.node.shape_env
+    recorded = getattr(env, "backed_var_to_val", None) or getattr(env, "var_to_val", {})
+    known = {symbol: values.get(str(symbol), int(recorded.get(symbol, 8))) for symbol in expression.free_symbols}
+    return int(expression.subs(known))
+
+
+# ---- exported programs ----
+
+
+def argument_names(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Return the names of the arguments that `forward` was exported with, positional ones first; () if not recorded."""
+    signature = exported.module_call_graph[0].signature if exported.module_call_graph else None
+    names = getattr(signature, "forward_arg_names", None)
+    return tuple(names) if names else ()
+
+
+def copy_exported(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a copy with a graph of its own that shares the weights."""
+    module = fx.GraphModule(exported.graph_module, _copy_graph(exported.graph))
+    return exported._update(module, exported.graph_signature)
+
+
+def _copy_graph(graph: fx.Graph) -> fx.Graph:
+    copy, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    copy.output(copy.graph_copy(graph, copies))
+    copy.output_node().meta = dict(graph.output_node().meta)
+    return copy
+
+
+def refresh_exported(exported: torch.export.ExportedProgram) -> None:
+    """Compile the graph module's code anew after its graph was edited."""
+    exported.graph_module.recompile()
+
+
+def tree_kind(spec: Any) -> str:
+    """Return "leaf", "none", "tuple", "list" or "dict" (which named tuples and data classes with names are) of a pytree spec."""
+    if spec.is_leaf():
+        return "leaf"
+    if spec.type in (dict,) or tree_keys(spec):
+        return "dict"
+    if spec.type is type(None):
+        return "none"
+    return "list" if spec.type is list else "tuple"
+
+
+def tree_children(spec: Any) -> list[Any]:
+    """Return the specs of a pytree spec's children."""
+    return list(spec.children())
+
+
+def tree_keys(spec: Any) -> list[str]:
+    """Return the names of the children of a dict, named tuple or data class; [] where they have none."""
+    if spec.is_leaf() or spec.type is None:
+        return []
+    context = spec.context
+    if isinstance(context, type) and hasattr(context, "_fields"):
+        return [str(name) for name in context._fields]
+    if spec.type.__name__ in ("dict", "OrderedDict", "defaultdict", "immutable_dict"):
+        keys = context[-1] if spec.type.__name__ == "defaultdict" else context
+        return [str(key) for key in keys]
+    if (
+        isinstance(context, (list, tuple))
+        and len(context) == len(spec.children())
+        and all(isinstance(key, str) for key in context)
+    ):
+        return list(context)
+    if isinstance(context, (list, tuple)) and context and isinstance(context[0], (list, tuple)):
+        names = list(context[0])
+        if len(names) == len(spec.children()) and all(isinstance(key, str) for key in names):
+            return names
+    return []
+
+
+def is_unbacked(size: object) -> bool:
+    """Tell whether a size depends on data, as the count of nonzero elements does."""
+    return isinstance(size, torch.SymInt) and any(str(symbol).startswith("u") for symbol in size.node.expr.free_symbols)

@@ -1,0 +1,11 @@
+"""The passes by name, imported when asked for. A new pass is one file and one line here."""
+
+PASSES: dict[str, str] = {
+    "canonicalize": "dsopt.passes.canonicalize:Canonicalize",
+    "fold-batch-norm": "dsopt.passes.fold_batch_norm:FoldBatchNorm",
+    "fold-constants": "dsopt.passes.fold_constants:FoldConstants",
+    "fuse-activation": "dsopt.passes.fuse_activation:FuseActivation",
+    "fuse-attention": "dsopt.passes.fuse_attention:FuseAttention",
+    "remove-dead-code": "dsopt.passes.remove_dead_code:RemoveDeadCode",
+}
+"""Pass name -> "module:Class"."""
