@@ -72,6 +72,9 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
     for node in exported.graph.nodes:
         if node.op == "call_function":
             copies[node] = graph.node_copy(node, lambda item: copies[item])
+            # A program knows no strides: a view of what a pass has rewritten may have to move bytes, which reshape allows.
+            if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+                copies[node].target = torch.ops.aten.reshape.default
         elif node.op not in ("placeholder", "output"):
             raise CaptureError(
                 "DS0121",
@@ -79,12 +82,9 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
                 where=_source(node),
                 fix="write the choice with torch.where, or capture the branch that is used",
             )
-    results = exported.graph.output_node().args[0]
-    kept = [
-        copies[result]
-        for result, spec in zip(results, signature.output_specs, strict=True)  # type: ignore[arg-type]
-        if isinstance(spec.arg, TensorArgument)
-    ]
+    results: Any = exported.graph.output_node().args[0]
+    pairs = zip(results, signature.output_specs, strict=True)
+    kept = [copies[result] for result, spec in pairs if isinstance(spec.arg, TensorArgument)]
     graph.output(tuple(kept))
     for node in graph.nodes:
         _keep_metadata(node)

@@ -25,7 +25,8 @@ def make_functional(exported: ExportedProgram) -> ExportedProgram:
         if private.schema_mutates(node.target):
             _rename(node)
     if any(private.schema_mutates(node.target) for node in copy.graph.nodes):
-        return exported.run_decompositions({})
+        functional: ExportedProgram = exported.run_decompositions({})
+        return functional
     private.refresh_exported(copy)
     return copy
 

@@ -207,3 +207,69 @@ def tree_keys(spec: Any) -> list[str]:
 def is_unbacked(size: object) -> bool:
     """Tell whether a size depends on data, as the count of nonzero elements does."""
     return isinstance(size, torch.SymInt) and any(str(symbol).startswith("u") for symbol in size.node.expr.free_symbols)
+
+
+# ---- reading exported archives (dsopt/frontend) ----
+
+
+def archive_schema(name: str) -> Any:
+    """Return a class of torch's schema for exported archives: "ExportedProgram", "PayloadConfig"."""
+    from torch._export.serde import schema
+
+    return getattr(schema, name)
+
+
+def archive_schema_version() -> int:
+    """Return the major version of archives that the installed torch reads."""
+    from torch._export.serde import schema
+
+    return int(schema.SCHEMA_VERSION[0])
+
+
+def archive_union_base() -> type:
+    """Return the base of the schema's unions, whose JSON is {member: value}."""
+    from torch._export.serde.union import _Union
+
+    return _Union
+
+
+def archive_dtype(code: int) -> torch.dtype:
+    """Return the dtype that an archive writes as `code`. Raises KeyError if there is none."""
+    from torch._export.serde import serialize
+
+    dtype = serialize._SERIALIZE_TO_TORCH_DTYPE[code]
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def rebuild_exported_program(
+    document: dict[str, Any], state: dict[str, Tensor], constants: dict[str, Tensor]
+) -> torch.export.ExportedProgram:
+    """Turn the JSON of an archive and its tensors into a program.
+
+    `document` must have been checked: torch evaluates the symbolic sizes, names and tree specs in it as Python.
+    """
+    from torch._export.serde import schema, serialize
+
+    program = serialize._dict_to_dataclass(schema.ExportedProgram, document)  # type: ignore[no-untyped-call]
+    rebuilt = serialize.ExportedProgramDeserializer().deserialize(program, state, constants)
+    assert isinstance(rebuilt, torch.export.ExportedProgram)
+    return rebuilt
+
+
+def register_operators(namespace: str) -> None:
+    """Import the module of torch that registers a namespace which is not registered from the start."""
+    if namespace == "quantized_decomposed":
+        import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+
+def has_operator(namespace: str, name: str, overload: str) -> bool:
+    """Tell whether torch's dispatcher knows an operator overload; operators of TorchScript alone are not in it."""
+    suffix = "" if overload == "default" else f".{overload}"
+    return bool(torch._C._dispatch_has_kernel(f"{namespace}::{name}{suffix}"))
+
+
+def operator_argument_types(namespace: str, name: str, overload: str) -> tuple[str, ...]:
+    """Return the types of an operator's arguments as its schema spells them, such as "List[int]"."""
+    schema = torch._C._get_schema(f"{namespace}::{name}", "" if overload == "default" else overload)
+    return tuple(str(argument.type) for argument in schema.arguments)

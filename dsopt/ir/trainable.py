@@ -64,7 +64,7 @@ class ProgramModule(nn.Module):
         program, signature = self._program, self._program.signature
         flat = flatten_call(signature.input_tree, signature.argument_names, args, kwargs)
         tensors = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
-        names = [spec.name for spec in (*signature.weights, *signature.states)]
+        names = [*(spec.name for spec in signature.weights), *(state.name for state in signature.states)]
         stored = zip(program.placeholders, names, strict=False)
         bound: dict[fx.Node, Any] = {node: tensors[_attribute(name)] for node, name in stored}
         bound |= {node: flat[spec.name] for node, spec in zip(program.inputs, signature.inputs, strict=True)}
