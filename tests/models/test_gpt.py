@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.export.graph_signature import OutputKind
 
@@ -37,6 +38,8 @@ def test_a_token_sees_nothing_after_it() -> None:
     assert not torch.allclose(before[:, 8:], after[:, 8:])
 
 
+# torch 2.13 warns of its own class when it copies a program.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_the_cache_is_exported_as_mutated_buffers() -> None:
     spec = gpt_decode()
     exported = torch.export.export(spec.model, spec.args).run_decompositions({})
