@@ -52,6 +52,16 @@ class EmitOptions:
     progress: Callable[[int, int, str], None] = _no_progress
 
 
+class Executor(Protocol):
+    """Runs an artifact over its graph-level names: inputs and "state.NAME" in, outputs and "next.NAME" out."""
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Return outputs and next states by name, as numpy arrays."""
+
+    def close(self) -> None:
+        """Free what the executor holds."""
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Turns programs into artifacts for one family of targets; knows TVM, C or ONNX, which passes do not."""
@@ -67,6 +77,9 @@ class Backend(Protocol):
 
         Raises UnsupportedOpError, ToolchainError, or BudgetError with the bytes needed and given.
         """
+
+    def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open what `emit` made so that the build can be compared with the model; (None, why) where nothing here can run it."""
 
 
 def load_backend(target: Target) -> Backend:

@@ -19,6 +19,7 @@ from dsopt.ir.functional import make_functional
 from dsopt.ir.interpret import infer
 from dsopt.ir.program import Program
 from dsopt.ir.signature import Dim, Signature, StateSpec, ValueSpec, WeightKind, WeightSpec
+from dsopt.ir.symbols import Size
 from dsopt.ir.tree import name_inputs, name_outputs
 
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
@@ -214,18 +215,24 @@ def specialize(program: Program, sizes: Mapping[str, int]) -> Program:
     return result
 
 
-def retype(program: Program, dims: Mapping[str, Dim], fixed: Mapping[str, int]) -> None:
-    """Give every node its shape and dtype anew, under a fresh mode in which `dims` vary and `fixed` have one size."""
+Placeholders = Mapping[fx.Node, tuple[tuple[Size, ...], torch.dtype]]
+
+
+def retype(
+    program: Program, dims: Mapping[str, Dim], fixed: Mapping[str, int], given: Placeholders | None = None
+) -> None:
+    """Give every node its shape and dtype anew, under a fresh mode in which `dims` vary and `fixed` have one size.
+
+    given: shapes and dtypes of the placeholders; without it, those that are recorded.
+    """
     mode = private.new_fake_mode()
     sizes: dict[str, int | torch.SymInt] = dict(fixed)
-    hints = _hints(program)
+    hints = _hints(program) if given is None else {}
+    given = given or {node: (program.shape(node), program.dtype(node)) for node in program.placeholders}
     for name, dim in dims.items():
         sizes[name] = private.new_symbol(mode, name, hints.get(name, max(dim.min, 4)), dim.min, dim.max)
-    shapes = {node: program.shape(node) for node in program.placeholders}
-    for node, shape in shapes.items():
-        node.meta["val"] = private.fake_tensor(
-            mode, tuple(evaluate_size(size, sizes) for size in shape), program.dtype(node)
-        )
+    for node, (shape, dtype) in given.items():
+        node.meta["val"] = private.fake_tensor(mode, tuple(evaluate_size(size, sizes) for size in shape), dtype)
     program.symbols = {str(size): name for name, size in sizes.items() if not isinstance(size, int)}
     program.dims = dict(dims)
     for node in list(program.graph.nodes):
@@ -264,6 +271,7 @@ def evaluate_size(size: int | str, sizes: Mapping[str, int | torch.SymInt]) -> i
     if isinstance(size, int):
         return size
     tokens = re.findall(r"\d+|[A-Za-z_]\w*|//|[-+*%()]|\S", size)
+    value: int | torch.SymInt
     value, rest = _sum(tokens, sizes)
     if rest:
         raise ValueError(f"{size!r} is not a size: {rest[0]!r} is not understood")

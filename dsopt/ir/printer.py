@@ -80,7 +80,7 @@ def program_text(program: Program) -> str:
 
 def _arguments(node: fx.Node, names: dict[fx.Node, str]) -> str:
     parts = [_value(item, names) for item in node.args]
-    parts += [f"{key}={_value(item, names)}" for key, item in node.kwargs.items()]
+    parts += [f"{key}={_value(item, names)}" for key, item in sorted(node.kwargs.items())]
     return ", ".join(parts)
 
 

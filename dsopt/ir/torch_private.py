@@ -5,6 +5,8 @@ Sections: fake tensors and symbols (used by `Program`); reading exported archive
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -273,3 +275,36 @@ def operator_argument_types(namespace: str, name: str, overload: str) -> tuple[s
     """Return the types of an operator's arguments as its schema spells them, such as "List[int]"."""
     schema = torch._C._get_schema(f"{namespace}::{name}", "" if overload == "default" else overload)
     return tuple(str(argument.type) for argument in schema.arguments)
+
+
+# ---- the archive of programs ----
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return a contiguous tensor's elements as little-endian bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def tensor_from_bytes(buffer: bytearray, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    """Return a tensor over a buffer of little-endian elements, which it keeps alive. Booleans other than 0 and 1 become 1."""
+    if not buffer:
+        return torch.empty(shape, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.frombuffer(buffer, dtype=torch.uint8).ne(0).reshape(shape)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def target_text(target: Any) -> str:
+    """Return a call's target as text: "torch.ops.aten.conv2d.default", "_operator.add", "math.floor", "torch.sym_max"."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"torch.ops.{target}"
+    return f"{target.__module__}.{target.__name__}"
+
+
+def target_from_text(text: str) -> Any:
+    """Return the target of a text that has passed the allow-list of `dsopt.ir.operators`."""
+    if text.startswith("torch.ops."):
+        namespace, packet, overload = text.removeprefix("torch.ops.").split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    module, _, name = text.rpartition(".")
+    return getattr({"_operator": operator, "math": math, "torch": torch}[module], name)

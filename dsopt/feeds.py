@@ -1,0 +1,101 @@
+"""Inputs for a program as files and arrays: `--data` and `--inputs`, split into runs. NumPy only; nothing is unpickled.
+
+An .npz holds one array per input, under the input's flat name. Beside an input's own shape, an array may have a leading axis of
+samples, or a longer first axis that is cut into runs.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dsopt.errors import InputError, ReadError
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+def read_npz(path: str | Path) -> dict[str, Array]:
+    """Read the arrays of an .npz, or of an .npy under the name "". Raises ReadError; pickled arrays are refused."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError as problem:
+        raise ReadError("DS0910", f"there is no file {path}") from problem
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as problem:
+        raise ReadError(
+            "DS0911",
+            f"{path} is no .npz file of plain arrays",
+            why=str(problem)[:200],
+            fix="write it with numpy.savez(path, x=...)",
+        ) from problem
+
+
+def split_feeds(
+    arrays: Mapping[str, Array], inputs: Sequence[Mapping[str, Any]], limit: int | None = None
+) -> list[Feed]:
+    """Cut arrays into runs. inputs: [{"name", "shape", "dtype"}] as in a manifest. Arrays under other names (labels) are ignored.
+
+    Raises InputError naming every input that is missing or does not fit, and when inputs give different numbers of runs.
+    """
+    problems: list[str] = []
+    runs: dict[str, list[Array]] = {}
+    if set(arrays) == {""} and len(inputs) == 1:
+        arrays = {str(inputs[0]["name"]): arrays[""]}
+    for spec in inputs:
+        name, shape = str(spec["name"]), list(spec["shape"])
+        if name not in arrays:
+            problems.append(f"{name}: missing")
+            continue
+        array = arrays[name]
+        if str(array.dtype) != spec["dtype"]:
+            problems.append(f"{name}: is {array.dtype}, must be {spec['dtype']}")
+            continue
+        cut = list(_cut(array, shape))
+        if cut:
+            runs[name] = cut
+        else:
+            problems.append(f"{name}: has shape {list(array.shape)}, must be {shape}")
+    counts = {name: len(cut) for name, cut in runs.items()}
+    if not problems and len(set(counts.values())) > 1:
+        problems.append(f"different numbers of runs: {counts}")
+    if problems:
+        raise InputError(
+            "DS0912",
+            "the data does not fit the program",
+            where="\n".join(problems),
+            fix="the file has: " + (", ".join(arrays) or "nothing"),
+        )
+    count = next(iter(counts.values()), 1)
+    count = count if limit is None else min(count, limit)
+    return [{name: cut[number] for name, cut in runs.items()} for number in range(count)]
+
+
+def _cut(array: Array, shape: list[int | str]) -> Iterator[Array]:
+    if _fits(array.shape, shape):
+        yield array
+    elif _fits(array.shape[1:], shape):
+        yield from array
+    elif (
+        shape
+        and isinstance(shape[0], int)
+        and shape[0] > 0
+        and _fits(array.shape[1:], shape[1:])
+        and len(array) % shape[0] == 0
+    ):
+        for start in range(0, len(array), shape[0]):
+            yield array[start : start + shape[0]]
+
+
+def _fits(found: tuple[int, ...], wanted: Sequence[int | str]) -> bool:
+    return len(found) == len(wanted) and all(
+        isinstance(size, str) or size == given for size, given in zip(wanted, found, strict=True)
+    )
