@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from dsopt.errors import CaptureError, UsageError
 from dsopt.ir import Program
 from dsopt.ir.build import from_exported
+from dsopt.ir.torch_private import recurrent_shape_rules
 
 DynamicSizes = Mapping[str, Mapping[int, Any]]
 """{input name: {axis: dim name | (dim name, min, max)}}; a nested input has a dotted name such as "opts.k"."""
@@ -83,7 +84,7 @@ def _inference(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         model.eval()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), recurrent_shape_rules():
             warnings.simplefilter("ignore")  # torch warns about its own internals here; failures are raised
             yield
     finally:

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from dsopt.errors import CaptureError, UsageError
 from dsopt.ir import torch_private as private
-from dsopt.ir.functional import make_functional
+from dsopt.ir.functional import functional_graph
 from dsopt.ir.interpret import infer
 from dsopt.ir.program import Program
 from dsopt.ir.signature import Dim, Signature, StateSpec, ValueSpec, WeightKind, WeightSpec
@@ -31,7 +31,7 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
     dim_names: {(input name, axis): dim name} for the sizes that vary; others are named after input and axis.
     Raises CaptureError for mutated inputs, custom objects and outputs that are not tensors.
     """
-    exported = make_functional(exported)
+    exported, functional = functional_graph(exported)
     signature = exported.graph_signature
     argument_names = private.argument_names(exported)
     input_tree, input_names = name_inputs(exported, argument_names)
@@ -43,7 +43,7 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
     weights: list[tuple[fx.Node, WeightSpec]] = []
     states: dict[str, fx.Node] = {}
     inputs: list[fx.Node] = []
-    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    nodes = {node.name: node for node in functional.nodes if node.op == "placeholder"}
     for spec in signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind == InputKind.USER_INPUT:
@@ -70,7 +70,7 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
         copies[node] = graph.node_copy(node, lambda item: copies[item])
     for node, name in zip(inputs, input_names, strict=True):
         copies[node].meta["input_name"] = name
-    for node in exported.graph.nodes:
+    for node in functional.nodes:
         if node.op == "call_function":
             copies[node] = graph.node_copy(node, lambda item: copies[item])
             # A program knows no strides: a view of what a pass has rewritten may have to move bytes, which reshape allows.
@@ -83,7 +83,7 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
                 where=_source(node),
                 fix="write the choice with torch.where, or capture the branch that is used",
             )
-    results: Any = exported.graph.output_node().args[0]
+    results: Any = functional.output_node().args[0]
     pairs = zip(results, signature.output_specs, strict=True)
     kept = [copies[result] for result, spec in pairs if isinstance(spec.arg, TensorArgument)]
     graph.output(tuple(kept))

@@ -7,6 +7,7 @@ buffers, go through torch's own functionalisation without any decomposition; its
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,19 +17,18 @@ from torch.export import ExportedProgram
 from dsopt.ir import torch_private as private
 
 
-def make_functional(exported: ExportedProgram) -> ExportedProgram:
-    """Return an equal exported program without mutating operators; the one given is left as it is."""
-    if not any(private.schema_mutates(node.target) for node in exported.graph.nodes):
-        return exported
-    copy = private.copy_exported(exported)
-    for node in list(copy.graph.nodes):
+def functional_graph(exported: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:
+    """Return an exported program and a graph equal to its own without mutating operators; the one given is left as it is."""
+    graph = private.copy_graph(exported.graph)
+    for node in list(graph.nodes):
         if private.schema_mutates(node.target):
             _rename(node)
-    if any(private.schema_mutates(node.target) for node in copy.graph.nodes):
-        functional: ExportedProgram = exported.run_decompositions({})
-        return functional
-    private.refresh_exported(copy)
-    return copy
+    if not any(private.schema_mutates(node.target) for node in graph.nodes):
+        return exported, graph
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own internals here
+        functional = exported.run_decompositions({})
+    return functional, functional.graph
 
 
 def _rename(node: fx.Node) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,15 +59,21 @@ class Rewriter:
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Store a weight, of another shape if need be; the types downstream are inferred again. Raises KeyError."""
-        node = self.program.weight_node(name)
-        stored = private.detached_copy(value)
-        set_weights(self.program, {**self.program.weights, name: stored}, self.program.signature)
-        before = node.meta["val"]
-        if tuple(before.shape) != tuple(stored.shape) or before.dtype != stored.dtype:
-            mode = private.fake_mode_of(self.program.graph)
-            node.meta["val"] = private.fake_tensor(mode, tuple(stored.shape), stored.dtype)
-            for user in list(node.users):
-                self.retype_from(user)
+        self.set_parameters({name: value})
+
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Store several weights at once, for those whose shapes must change together. Raises KeyError."""
+        nodes = {name: self.program.weight_node(name) for name in values}
+        stored = {name: private.detached_copy(value) for name, value in values.items()}
+        set_weights(self.program, {**self.program.weights, **stored}, self.program.signature)
+        mode = private.fake_mode_of(self.program.graph)
+        changed: set[fx.Node] = set()
+        for name, node in nodes.items():
+            before, after = node.meta["val"], stored[name]
+            if tuple(before.shape) != tuple(after.shape) or before.dtype != after.dtype:
+                node.meta["val"] = private.fake_tensor(mode, tuple(after.shape), after.dtype)
+                changed.update(node.users)
+        self._retype(changed)
 
     def add_weight(self, name: str, value: Tensor, kind: WeightKind = "parameter") -> fx.Node:
         """Store a new weight and return its placeholder; a taken name gets a number. The caller uses the node at once."""
@@ -101,16 +107,16 @@ class Rewriter:
         return before - len(self.program.graph.nodes)
 
     def retype_from(self, start: fx.Node) -> None:
-        """Infer the types of a node and of all that depends on it; those that come out unchanged stop the walk."""
-        pending = {start}
-        reached = False
-        for node in list(self.program.graph.nodes):
-            reached = reached or node is start
-            if not reached or node not in pending or node.op != "call_function":
+        """Infer the types of a node and of all that depends on it; where they come out unchanged the walk ends."""
+        self._retype({start})
+
+    def _retype(self, pending: set[fx.Node]) -> None:
+        for node in list(self.program.graph.nodes) if pending else ():
+            if node not in pending or node.op != "call_function":
                 continue
             before, after = node.meta.get("val"), infer(node)
             node.meta["val"] = after
-            if node is start or not _equal_types(before, after):
+            if not _equal_types(before, after):
                 pending.update(node.users)
 
     def _adopt(self, node: fx.Node, like: fx.Node) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import FrameSummary
 from typing import Any
 
 import torch
@@ -63,7 +66,7 @@ def fake_execution(mode: FakeTensorMode) -> Iterator[None]:
 
     The Python dispatcher supplies the shape rules of composite operators such as lstm when sizes vary.
     """
-    with mode, enable_python_dispatcher(), torch.no_grad():
+    with mode, enable_python_dispatcher(), recurrent_shape_rules(), torch.no_grad():
         yield
 
 
@@ -149,22 +152,12 @@ def argument_names(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
     return tuple(names) if names else ()
 
 
-def copy_exported(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return a copy with a graph of its own that shares the weights."""
-    module = fx.GraphModule(exported.graph_module, _copy_graph(exported.graph))
-    return exported._update(module, exported.graph_signature)
-
-
-def _copy_graph(graph: fx.Graph) -> fx.Graph:
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of a graph with its nodes' names and metadata."""
     copy, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     copy.output(copy.graph_copy(graph, copies))
     copy.output_node().meta = dict(graph.output_node().meta)
     return copy
-
-
-def refresh_exported(exported: torch.export.ExportedProgram) -> None:
-    """Compile the graph module's code anew after its graph was edited."""
-    exported.graph_module.recompile()
 
 
 def tree_kind(spec: Any) -> str:
@@ -275,6 +268,81 @@ def operator_argument_types(namespace: str, name: str, overload: str) -> tuple[s
     """Return the types of an operator's arguments as its schema spells them, such as "List[int]"."""
     schema = torch._C._get_schema(f"{namespace}::{name}", "" if overload == "default" else overload)
     return tuple(str(argument.type) for argument in schema.arguments)
+
+
+@contextmanager
+def guards_name_model_lines() -> Iterator[None]:
+    """Let torch note, for every assumption about a size, the line of the model that led to it instead of a line of torch.
+
+    Torch skips the files in this set when it looks for that line; the files of torch itself are added for a while.
+    """
+    from torch.fx.experimental.symbolic_shapes import uninteresting_files
+
+    skipped = uninteresting_files()
+    folder = str(Path(torch.__file__).parent)
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    added = {file for file in files if file.startswith(folder)} - skipped
+    skipped |= added
+    try:
+        yield
+    finally:
+        skipped -= added
+
+
+def guard_locations(variables: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return (file, line) of each assumption in the shape environments among a frame's variables."""
+    found = []
+    for env in variables.values():
+        if isinstance(env, ShapeEnv):
+            places = [*env.replacements_slocs.values(), *(guard.sloc for guard in env.guards)]
+            frames = [getattr(place, "framework_loc", None) for place in places]
+            found += [(frame.filename, frame.lineno or 0) for frame in frames if isinstance(frame, FrameSummary)]
+    return found
+
+
+# ---- shape rules of recurrent operators ----
+
+
+def _lstm_shapes(x: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
+                 bidirectional: bool, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    features = hx[0].shape[-1] * (2 if bidirectional else 1)
+    return x.new_empty((*x.shape[:-1], features)), hx[0].new_empty(hx[0].shape), hx[1].new_empty(hx[1].shape)
+
+
+def _rnn_shapes(x: Tensor, hx: Tensor, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
+                bidirectional: bool, batch_first: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    features = hx.shape[-1] * (2 if bidirectional else 1)
+    return x.new_empty((*x.shape[:-1], features)), hx.new_empty(hx.shape)
+
+
+_RECURRENT = {
+    torch.ops.aten.lstm.input: _lstm_shapes,
+    torch.ops.aten.gru.input: _rnn_shapes,
+    torch.ops.aten.rnn_tanh.input: _rnn_shapes,
+    torch.ops.aten.rnn_relu.input: _rnn_shapes,
+}
+
+
+@contextmanager
+def recurrent_shape_rules() -> Iterator[None]:
+    """Type recurrent operators by shape alone while the context lasts.
+
+    Torch's own rule unrolls them over time, which fixes the length of the sequence: a varying one could not be captured.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    saved = {op: op.py_kernels.get(key) for op in _RECURRENT}
+    for op, rule in _RECURRENT.items():
+        op.py_kernels[key] = rule
+        op._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        for op, kernel in saved.items():
+            if kernel is None:
+                op.py_kernels.pop(key, None)
+            else:
+                op.py_kernels[key] = kernel
+            op._dispatch_cache.clear()
 
 
 # ---- the archive of programs ----
