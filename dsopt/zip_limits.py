@@ -14,6 +14,7 @@ from typing import IO
 from dsopt.errors import ReadError
 
 _ENCRYPTED = 0x1
+_LOCAL_HEADER_BYTES = 30
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError)
 
 
@@ -52,6 +53,21 @@ class BoundedZip:
     def byte_count(self, name: str) -> int:
         """Return the unpacked length of a member in bytes."""
         return self._members[name].file_size
+
+    def stored_at(self, name: str) -> int | None:
+        """Return where a member's bytes begin in the file, so that they can be mapped; None if they are packed."""
+        info, stream = self._members[name], self._archive.fp
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            return None
+        assert stream is not None
+        with _damage_explained(self._label, name):
+            stream.seek(info.header_offset)
+            header = stream.read(_LOCAL_HEADER_BYTES)
+            if len(header) != _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
+                raise EOFError
+        # The local header has a name and an extra field of its own, which may be longer than those in the table of contents.
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        return info.header_offset + _LOCAL_HEADER_BYTES + lengths
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """Return a member's bytes. Raises ReadError if it is missing, damaged or longer than `limit`."""
