@@ -43,9 +43,9 @@ def from_exported(exported: ExportedProgram, dim_names: Mapping[tuple[str, int],
     weights: list[tuple[fx.Node, WeightSpec]] = []
     states: dict[str, fx.Node] = {}
     inputs: list[fx.Node] = []
-    nodes = {node.name: node for node in functional.nodes if node.op == "placeholder"}
-    for spec in signature.input_specs:
-        node = nodes[spec.arg.name]
+    # By position: a copied graph renames what is a Python name, such as the `input` of nn.Sequential.
+    placeholders = [node for node in functional.nodes if node.op == "placeholder"]
+    for spec, node in zip(signature.input_specs, placeholders, strict=True):
         if spec.kind == InputKind.USER_INPUT:
             if isinstance(spec.arg, TensorArgument):
                 inputs.append(node)
