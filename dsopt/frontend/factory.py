@@ -6,7 +6,6 @@ import difflib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from dsopt.errors import CaptureError
 from dsopt.frontend.spec import ModelSpec
+from dsopt.frontend.traces import Line, code_at, frames_of, is_model_file
 
 _FORM = "package.module:factory, such as models.kws:make"
 
@@ -117,23 +117,14 @@ def _wrong_return(text: str, what: str) -> CaptureError:
 
 
 def user_line(error: BaseException) -> str:
-    """Return "file:line: code" of the innermost frame of a traceback that is not in an installed package; "" if there is none."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if is_user_file(frame.filename):
-            return f"{frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
+    """Return "file:line: code" of the innermost frame of a traceback that is the user's; "" if there is none."""
+    for frame, number in reversed(list(frames_of(error))):
+        file = frame.f_code.co_filename
+        if is_model_file(file) and f"{os.sep}site-packages{os.sep}" not in file:
+            return str(Line(file, number, code_at(file, number)))
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: {(error.text or '').strip()}"
+        return str(Line(error.filename, error.lineno or 0, (error.text or "").strip()))
     return ""
-
-
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_STANDARD = os.path.dirname(os.path.abspath(os.__file__))
-
-
-def is_user_file(path: str) -> bool:
-    """Tell whether a file is neither of dsopt, of Python itself, nor of an installed package."""
-    is_installed = f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path
-    return not (path.startswith(("<", _OURS + os.sep, _STANDARD + os.sep)) or is_installed)
 
 
 def _summary(error: BaseException) -> str:
