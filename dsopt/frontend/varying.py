@@ -71,9 +71,7 @@ def _fixed(name: str, value: int, lines: list[Line], model: nn.Module | None) ->
     if value == 1:
         why = "torch takes an example size of 1 for a fixed size."
         fix = "Give an example in which this axis has size 2 or more."
-    elif any(
-        re.search(rf"\\b{re.escape(child.rpartition('.')[2])}\\(", line.code) for child in layers for line in lines[:1]
-    ):
+    elif lines and any(f"{child.rpartition('.')[2]}(" in lines[0].code for child in layers):
         why = f"torch.export unrolls LSTM and GRU layers ({', '.join(layers[:3])}) over the time of the example."
         fix = "Let the time be fixed, and vary the batch; or run the layer one step at a time, with its state as input and output."
     return CaptureError(
