@@ -1,0 +1,220 @@
+"""A loaded artifact: checks what it is given against the manifest, keeps the state, and returns what the model returned."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dsopt.artifact import Artifact, load_artifact
+from dsopt.errors import ArtifactError, InputError, ToolchainError, UsageError
+from dsopt.nesting import unflatten
+from dsopt.runtime.arguments import CallBinder, DimRange, TensorSpec, check_feeds
+from dsopt.runtime.arrays import Array
+from dsopt.runtime.executor import Executor, Profile, ProfilingExecutor, TracingExecutor
+
+EXECUTORS: dict[str, str] = {
+    "cpu": "dsopt.runtime.onnx",
+    "cuda": "dsopt.runtime.cuda",
+    "mcu": "dsopt.runtime.simulated",
+}
+"""Target kind -> module with `open_executor`, imported when an artifact of that kind is opened."""
+
+
+def load(source: str | Path | Artifact, *, threads: int | None = None) -> Session:
+    """Open an artifact for running. threads: of the CPU, None for as many as there are cores.
+
+    Raises ArtifactError if it is damaged, ToolchainError if what runs it is missing here.
+    """
+    return Session(source, threads=threads)
+
+
+class Session:
+    """A loaded artifact, which may be called from several threads; calls run one after another.
+
+    inputs, outputs: their flat names, shapes and dtypes.  dims: the ranges of the sizes that vary.
+    """
+
+    def __init__(self, source: str | Path | Artifact, *, threads: int | None = None) -> None:
+        self.artifact = source if isinstance(source, Artifact) else load_artifact(source)
+        self.artifact.check()
+        manifest = self.artifact.manifest
+        self.inputs = _specs(manifest["inputs"])
+        self.outputs = _specs(manifest["outputs"])
+        self.dims = {name: DimRange(entry["min"], entry["max"]) for name, entry in manifest.get("dims", {}).items()}
+        self._output_tree = manifest["output_tree"]
+        self._binder = CallBinder(manifest["input_tree"], manifest.get("argument_names", ()))
+        self._state_names = {state["input"]: state["output"] for state in manifest.get("states", ())}
+        self._first_states = {
+            state["input"]: _first_value(self.artifact, state) for state in manifest.get("states", ())
+        }
+        self._states = dict(self._first_states)
+        self._lock = RLock()
+        self._executor: Executor | None = _open_executor(self.artifact, threads)
+
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Run the model as it was called when captured: by position, by name, nested in tuples, lists and dicts.
+
+        Values are NumPy arrays or anything with DLPack or __array__, such as torch tensors; nothing is cast. Returns what the
+        model returned, with NumPy arrays in the place of tensors. Raises InputError naming everything that does not fit; the
+        session and its state are then as before.
+        """
+        feeds = self._bind(inputs, named)
+        return unflatten(self._output_tree, self._step(feeds))
+
+    def run_flat(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Run on {flat input name: array} and return {flat output name: array}. Raises InputError."""
+        return self._step(self._bind((), feeds))
+
+    def trace(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the result of each layer by node name, from the present state, which stays. Raises UsageError if it cannot."""
+        checked = self._bind((), feeds)
+        with self._lock:
+            executor = self._opened()
+            if not isinstance(executor, TracingExecutor):
+                raise self._cannot("give the values between its layers")
+            return executor.trace({**checked, **self._states})
+
+    def profile(self, feeds: Mapping[str, Any]) -> Profile:
+        """Run once from the present state, which stays, and return what each layer cost. Raises UsageError if it cannot."""
+        checked = self._bind((), feeds)
+        with self._lock:
+            executor = self._opened()
+            if not isinstance(executor, ProfilingExecutor):
+                raise self._cannot("say what each layer costs")
+            return executor.profile({**checked, **self._states})
+
+    def reset(self) -> None:
+        """Put the first values of all states back."""
+        with self._lock:
+            self._states = dict(self._first_states)
+
+    def close(self) -> None:
+        """Free what the session holds; closing twice is the same as once."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        call = ", ".join(str(spec) for spec in self.inputs)
+        return f"<Session on {self.artifact.target}: ({call}) -> {', '.join(str(spec) for spec in self.outputs)}>"
+
+    def _bind(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array]:
+        problems: list[str] = []
+        values = self._binder.bind(inputs, named, problems)
+        feeds = check_feeds(values, self.inputs, self.dims, problems)
+        if problems:
+            wanted = ", ".join(str(spec) for spec in self.inputs) or "nothing"
+            raise InputError(
+                "DS0811", "the inputs do not fit the artifact", where="\n".join(problems), fix=f"it takes {wanted}"
+            )
+        return feeds
+
+    def _step(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run once and keep the next states. An error, Ctrl-C among them, leaves the states as they were."""
+        with self._lock:
+            results = self._opened().run({**feeds, **self._states})
+            outputs = {spec.name: results[spec.name] for spec in self.outputs}
+            states = {name: results[following] for name, following in self._state_names.items()}
+            # The caller may write into what is returned, which must not change the state.
+            for name, value in states.items():
+                if any(np.may_share_memory(value, output) for output in outputs.values()):
+                    states[name] = value.copy()
+            self._states = states
+        return outputs
+
+    def _opened(self) -> Executor:
+        if self._executor is None:
+            raise UsageError("DS0812", "this session is closed", fix="open the artifact again with dsopt.runtime.load")
+        return self._executor
+
+    def _cannot(self, what: str) -> UsageError:
+        return UsageError("DS0817", f"what runs {self.artifact.target} artifacts here cannot {what}")
+
+
+def _specs(entries: Any) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in entries)
+
+
+def _open_executor(artifact: Artifact, threads: int | None) -> Executor:
+    kind = artifact.target.partition(":")[0]
+    for spec in (*artifact.manifest["inputs"], *artifact.manifest["outputs"], *artifact.manifest.get("states", ())):
+        if spec["dtype"] == "bfloat16":
+            raise ArtifactError(
+                "DS0813",
+                f"{spec['name']!r} is bfloat16, which NumPy does not have",
+                fix="Convert it inside of the model.",
+            )
+    if kind not in EXECUTORS:
+        raise ArtifactError(
+            "DS0813",
+            f"the target {artifact.target!r} is not known here",
+            fix="known kinds: " + ", ".join(sorted(EXECUTORS)),
+        )
+    if threads is not None and kind != "cpu":
+        raise UsageError(
+            "DS0818", f"threads were given, and {artifact.target} artifacts do not run on threads of the CPU"
+        )
+    if threads is not None and threads < 1:
+        raise UsageError("DS0818", f"{threads} threads were asked for", fix="give 1 or more")
+    try:
+        module = import_module(EXECUTORS[kind])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "dsopt":
+            raise
+        raise ToolchainError(
+            "DS0814",
+            f"the package {error.name!r} is missing, and {kind} artifacts need it",
+            fix="dsopt doctor says how to get it",
+        ) from error
+    executor: Executor = module.open_executor(artifact, threads=threads) if threads else module.open_executor(artifact)
+    return executor
+
+
+def _first_value(artifact: Artifact, state: Mapping[str, Any]) -> Array:
+    """Read the .npy file of a state. Its header is compared with the manifest before any memory is taken."""
+    content, name = artifact.files[state["file"]], state["name"]
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream)
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        KeyError,
+        EOFError,
+        UnicodeDecodeError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise ArtifactError(
+            "DS0815", f"the first value of state {name!r} is no .npy file", why=str(error)[:200]
+        ) from error
+    wanted = tuple(state["shape"]), np.dtype(state["dtype"])
+    if (shape, dtype.newbyteorder("=")) != wanted or len(content) - stream.tell() != wanted[1].itemsize * math.prod(
+        shape
+    ):
+        raise ArtifactError(
+            "DS0815",
+            f"the first value of state {name!r} is {dtype}{list(shape)}, must be {state['dtype']}{state['shape']}",
+        )
+    flat = np.frombuffer(content, dtype, offset=stream.tell())
+    return np.array(flat.reshape(shape, order="F" if is_fortran else "C"), dtype=wanted[1], order="C")
