@@ -1,0 +1,109 @@
+"""The cuda backend: a program as launches of kernels of its own, compiled ahead of time to machine code for each GPU generation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from dsopt.artifact import Artifact
+from dsopt.backends.base import Blocker, EmitOptions, Executor, refuse, signature_manifest, state_files
+from dsopt.backends.cuda.compiler import FLAGS, CudaCompiler, Image, find_compiler
+from dsopt.backends.cuda.kernels import CompiledKernels, write_kernels
+from dsopt.backends.cuda.limits import size_blockers
+from dsopt.backends.cuda.pipeline import cuda_pipeline
+from dsopt.backends.cuda.plan import (
+    launches_manifest,
+    layers_manifest,
+    lifetimes,
+    memory_manifest,
+    ports_manifest,
+    weights_file,
+)
+from dsopt.backends.cuda.workspace import place
+from dsopt.backends.tir.lower import blockers, lower
+from dsopt.ir import Program
+from dsopt.passes.base import Pass
+from dsopt.runtime.cuda_executor import PlanExecutor
+from dsopt.runtime.cuda_plan import LaunchPlan
+from dsopt.simulate.cuda_host import HostDevice, host_compiler
+from dsopt.target import CudaTarget, Target
+
+__all__ = ["CudaBackend"]
+
+
+class CudaBackend:
+    """Writes kernels.cu, its machine code for each architecture and PTX for later ones, weights.bin, and the launch plan."""
+
+    def pipeline(self, target: Target) -> tuple[Pass, ...]:
+        """Return the default passes."""
+        return cuda_pipeline()
+
+    def unsupported(self, program: Program, target: Target) -> tuple[Blocker, ...]:
+        """Return all nodes without a loop form, with varying sizes, or with tensors too large for 32-bit indices."""
+        return blockers(program) or size_blockers(program)
+
+    def emit(self, program: Program, target: Target, options: EmitOptions) -> Artifact:
+        """Compile for every architecture of the target; needs no GPU.
+
+        Raises UnsupportedOpError with all blockers, and ToolchainError where there is no CUDA compiler or none for an architecture.
+        """
+        assert isinstance(target, CudaTarget)
+        refuse(self.unsupported(program, target), target)
+        loops = lower(program)
+        kernels = write_kernels(loops.kernels, options.progress)
+        compiler = find_compiler()
+        images = _compile(compiler, kernels.source, _code_archs(target), options)
+        weights, weight_offsets = weights_file(loops)
+        offsets, workspace_bytes = place(lifetimes(loops))
+        manifest = {
+            **signature_manifest(program),
+            "target": target.name,
+            "layers": layers_manifest(program, loops),
+            "memory": memory_manifest(loops, weight_offsets, len(weights), offsets, workspace_bytes),
+            "launches": launches_manifest(loops.kernels, kernels),
+            "cuda": {
+                "compiler": f"{compiler.name} {compiler.version}",
+                "flags": list(FLAGS),
+                "images": [{"arch": image.arch, "file": image.file} for image in images],
+                "ports": ports_manifest(program, loops),
+                "resources": _resources(kernels, images),
+            },
+        }
+        files = {image.file: image.code for image in images}
+        files |= {"kernels.cu": kernels.source.encode(), "weights.bin": weights, **state_files(program)}
+        return Artifact(manifest, files)
+
+    def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Run the same kernels and launch plan on the host: what is checked is all but the last step, source to machine code."""
+        if host_compiler() is None:
+            return None, "no host C++ compiler is here to emulate the kernels with"
+        plan = LaunchPlan.read(artifact.manifest)
+        device = HostDevice(artifact.files["kernels.cu"].decode(), plan.kernels)
+        return PlanExecutor(plan, artifact.files["weights.bin"], device), ""
+
+
+def _code_archs(target: CudaTarget) -> tuple[str, ...]:
+    """Return what to compile for: each architecture, and PTX of the newest for GPUs that come later."""
+    newest = max(int(arch.removeprefix("sm_").rstrip("a")) for arch in target.archs)
+    return (*target.archs, f"compute_{newest}")
+
+
+def _compile(compiler: CudaCompiler, source: str, archs: Sequence[str], options: EmitOptions) -> list[Image]:
+    """Compile for all architectures, as many at once as there are cores; NVRTC works outside Python's lock."""
+    images: list[Image] = []
+    with ThreadPoolExecutor(max_workers=min(len(archs), os.cpu_count() or 1)) as pool:
+        for number, image in enumerate(pool.map(lambda arch: compiler.compile(source, arch), archs), start=1):
+            options.progress(number, len(archs), f"compiled for {image.arch}")
+            images.append(image)
+    return images
+
+
+def _resources(kernels: CompiledKernels, images: Sequence[Image]) -> dict[str, Any]:
+    """Return registers, stack and spills of each kernel for each architecture."""
+    return {
+        symbol: {image.arch: asdict(image.resources[symbol]) for image in images if symbol in image.resources}
+        for symbol in sorted(set(kernels.symbols.values()))
+    }

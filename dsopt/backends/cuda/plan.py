@@ -1,0 +1,135 @@
+"""A LoopProgram -> where every buffer lies on the GPU, and which kernel is launched when over what.
+
+Weights lie in one allocation, in one file. All else shares a workspace: a buffer's bytes are its own from the first launch that
+writes it to the last that reads it, and other buffers' before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsopt.backends.cuda.kernels import CompiledKernels
+from dsopt.backends.tir.program import Kernel, LoopProgram
+from dsopt.ir import Program
+
+ALIGNMENT = 256
+"""Bytes; what cuMemAlloc itself keeps to, and enough for any vector access and any cache line."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A buffer of the workspace: bytes, and the first and last moment it must be whole. Moment 0 is the copy of the inputs,
+    moment k + 1 is launch k, and the last moment is the copy of the outputs."""
+
+    name: str
+    size_bytes: int
+    first: int
+    last: int
+
+
+def lifetimes(loops: LoopProgram) -> list[Lifetime]:
+    """Return the lives of all buffers that own bytes of the workspace, in a stable order."""
+    end = len(loops.kernels) + 1
+    moments: dict[str, list[int]] = {}
+
+    def touch(name: str, moment: int) -> None:
+        root = loops.root(name)
+        if root.kind != "weight":
+            moments.setdefault(root.name, []).append(moment)
+
+    for name in (*loops.inputs, *(state.buffer for state in loops.states)):
+        touch(name, 0)
+    for moment, kernel in enumerate(loops.kernels, start=1):
+        for name in kernel.arguments:
+            touch(name, moment)
+    for name in (*loops.outputs, *(state.update for state in loops.states)):
+        touch(name, end)
+    return [
+        Lifetime(name, loops.buffers[name].size_bytes, min(found), max(found))
+        for name, found in sorted(moments.items())
+    ]
+
+
+def weights_file(loops: LoopProgram) -> tuple[bytes, dict[str, int]]:
+    """Return the bytes of all weights, each aligned, and the offset of each. First values of states are not among them."""
+    content = bytearray()
+    offsets: dict[str, int] = {}
+    for name in sorted(loops.constants):
+        if loops.buffers[name].kind == "weight":
+            content += bytes(-len(content) % ALIGNMENT)
+            offsets[name] = len(content)
+            content += np.ascontiguousarray(loops.constants[name]).tobytes()
+    return bytes(content), offsets
+
+
+def memory_manifest(
+    loops: LoopProgram, weights: Mapping[str, int], weights_bytes: int, offsets: Mapping[str, int], workspace_bytes: int
+) -> dict[str, Any]:
+    """Return the manifest's "memory": both allocations, and the place of every buffer, aliases included."""
+    buffers = {}
+    for name in sorted(loops.buffers):
+        buffer, root = loops.buffers[name], loops.root(name)
+        space, offset = (
+            ("weights", weights.get(root.name)) if root.kind == "weight" else ("workspace", offsets.get(root.name))
+        )
+        if offset is not None:
+            buffers[name] = {
+                "space": space, "offset": offset, "bytes": buffer.size_bytes, "shape": list(buffer.shape), "dtype": buffer.dtype,
+            }  # fmt: skip
+    return {
+        "weights_bytes": weights_bytes,
+        "workspace_bytes": workspace_bytes,
+        "alignment": ALIGNMENT,
+        "buffers": buffers,
+    }
+
+
+def launches_manifest(kernels: Sequence[Kernel], compiled: CompiledKernels) -> list[dict[str, Any]]:
+    """Return the manifest's "launches", in order; the first `reads` arguments of each are only read."""
+    return [
+        {
+            "kernel": compiled.symbols[kernel.name],
+            "node": kernel.node,
+            "grid": [compiled.launches[kernel.name].blocks, 1, 1],
+            "block": [compiled.launches[kernel.name].threads, 1, 1],
+            "args": list(kernel.arguments),
+            "reads": len(kernel.inputs),
+        }
+        for kernel in kernels
+    ]
+
+
+def ports_manifest(program: Program, loops: LoopProgram) -> dict[str, dict[str, str]]:
+    """Return which buffer holds each graph-level input and output: "x", "state.NAME", "next.NAME"."""
+    signature = program.signature
+    inputs = {spec.name: name for spec, name in zip(signature.inputs, loops.inputs, strict=True)}
+    outputs = {spec.name: name for spec, name in zip(signature.outputs, loops.outputs, strict=True)}
+    return {
+        "inputs": inputs | {f"state.{state.name}": state.buffer for state in loops.states},
+        "outputs": outputs | {f"next.{state.name}": state.update for state in loops.states},
+    }
+
+
+def layers_manifest(program: Program, loops: LoopProgram) -> list[dict[str, Any]]:
+    """Return the manifest's "layers": one record for each node that has kernels, named after the buffer of its result."""
+    operators = {node.name: str(node.target).rpartition(".")[0] for node in program.graph.nodes}
+    last = {kernel.node: kernel for kernel in loops.kernels}
+    multiply_adds = dict.fromkeys(last, 0)
+    for kernel in loops.kernels:
+        multiply_adds[kernel.node] += kernel.multiply_adds
+    return [
+        {
+            "name": kernel.outputs[0],
+            "node": node,
+            "layer": kernel.layer,
+            "op": operators[node],
+            "shape": list(loops.buffers[kernel.outputs[0]].shape),
+            "dtype": loops.buffers[kernel.outputs[0]].dtype,
+            "multiply_adds": multiply_adds[node],
+        }
+        for node, kernel in last.items()
+    ]
