@@ -1,0 +1,304 @@
+"""Program -> LoopProgram: look up the lowering of every node, and keep track of buffers and aliases."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from dsopt.backends.base import Blocker
+from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
+from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.program import ITEM_BYTES, Buffer, BufferKind, Kernel, LoopProgram, State
+from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, RefusedError, identifier
+from dsopt.ir import Program
+
+_KERNEL_WORDS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "linear_act": "linear", "add_act": "add",
+                 "scaled_dot_product_attention": "attention", "batch_norm": "norm", "layer_norm": "norm", "convolution": "conv"}  # fmt: skip
+
+
+def lower(program: Program) -> LoopProgram:
+    """Lower every node. Raises ValueError listing the blockers; ask `blockers` first to show them to a user."""
+    lowerer = _Lowerer(program)
+    lowerer.run()
+    if lowerer.blockers:
+        raise ValueError("; ".join(map(str, lowerer.blockers)))
+    return lowerer.finish()
+
+
+def blockers(program: Program) -> tuple[Blocker, ...]:
+    """Return every node that has no lowering, or whose lowering refuses its arguments, in the order of the graph."""
+    lowerer = _Lowerer(program)
+    lowerer.run()
+    return tuple(lowerer.blockers)
+
+
+def tir_dtype(dtype: torch.dtype) -> str:
+    """Return the name of a dtype. Raises RefusedError if buffers cannot hold it."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ITEM_BYTES:
+        raise RefusedError(f"tensors of {name} are not supported here", "convert the model with model.float()")
+    return name
+
+
+class _Lowerer:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.blockers: list[Blocker] = []
+        self.kernels: list[Kernel] = []
+        self.buffers: dict[str, Buffer] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self._kernel_names: set[str] = set()
+        self._buffer_names: set[str] = set()
+        self._order = {node: number for number, node in enumerate(program.graph.nodes)}
+        self._node: fx.Node = program.output_node
+
+    # ---- the protocol of Context ----
+
+    def free_name(self, hint: str) -> str:
+        return _free(self._kernel_names, hint)
+
+    def add_buffer(self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None) -> Buffer:
+        kind: BufferKind = "temp" if alias_of is None else self.buffers[alias_of].kind
+        return self._declare(hint, shape, dtype, kind, alias_of)
+
+    def add_kernel(self, builder: KernelBuilder, multiply_adds: int) -> None:
+        names = {group: tuple(b.name for b in builder.buffers(group)) for group in ("input", "output", "scratch")}
+        self.kernels.append(
+            Kernel(builder.name, builder.build(), names["input"], names["output"], names["scratch"], self.program.layer(self._node),
+                   self.program.source(self._node), self._node.name, multiply_adds)
+        )  # fmt: skip
+
+    def layouts(self) -> tuple[Layout, ...]:
+        node = self._node
+        arguments = [_on_meta(value) for value in node.args]
+        options = {key: _on_meta(value) for key, value in node.kwargs.items()}
+        results = node.target(*arguments, **options)  # type: ignore[operator]
+        views = results if isinstance(results, (tuple, list)) else [results]
+        return tuple(Layout(tuple(v.shape), tuple(v.stride()), int(v.storage_offset())) for v in views)
+
+    def may_overwrite(self, target: Buffer) -> bool:
+        root = self.root(target)
+        if root.kind not in ("temp", "state"):
+            return False
+        if root.kind == "state" and not any(
+            state.update is self._node and self.values[state.placeholder].name == root.name
+            for state in self.program.states
+        ):
+            return False
+        now = self._order[self._node]
+        return all(
+            self._order[user] <= now
+            for node, value in self.values.items()
+            if any(self.root(each).name == root.name for each in _buffers_of(value))
+            for user in node.users
+        )
+
+    # ---- the walk ----
+
+    def run(self) -> None:
+        for node in self.program.graph.nodes:
+            self._node = node
+            try:
+                if node.op == "placeholder":
+                    self._placeholder(node)
+                elif node.op == "call_function":
+                    self.values[node] = self._call(node)
+            except RefusedError as refusal:
+                self.blockers.append(Blocker.of(self.program, node, refusal.why, refusal.fix))
+                self.values[node] = None
+
+    def _declare(self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None) -> Buffer:
+        buffer = Buffer(_free(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of)
+        self.buffers[buffer.name] = buffer
+        return buffer
+
+    def root(self, buffer: Buffer) -> Buffer:
+        while buffer.alias_of is not None:
+            buffer = self.buffers[buffer.alias_of]
+        return buffer
+
+    def _placeholder(self, node: fx.Node) -> None:
+        shape, dtype = self._typed(node.meta["val"])
+        weight = self.program.weight_name(node)
+        states = {state.placeholder: state.name for state in self.program.states}
+        if weight is not None:
+            self.values[node] = self._declare(weight, shape, dtype, "weight", None)
+        elif node in states:
+            self.values[node] = self._declare(states[node], shape, dtype, "state", None)
+        else:
+            name = self.program.signature.inputs[self.program.inputs.index(node)].name
+            self.values[node] = self._declare(name, shape, dtype, "input", None)
+
+    def _typed(self, value: torch.Tensor) -> tuple[tuple[int, ...], str]:
+        sizes: list[int] = []
+        for size in value.shape:
+            if not isinstance(size, int):
+                known = ", ".join(f"--dim {name}={max(dim.min, 1)}" for name, dim in sorted(self.program.dims.items()))
+                raise RefusedError(
+                    f"shape {self.program.shape(self._node)} varies, and generated loops need fixed sizes",
+                    f"fix the varying dims, as with {known}",
+                )
+            sizes.append(int(size))
+        if 0 in sizes:
+            raise RefusedError(f"shape {tuple(sizes)} holds no element", "keep every size at least 1")
+        return tuple(sizes), tir_dtype(value.dtype)
+
+    def _call(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, (int, float, bool)):
+            return value
+        if node.target is operator.getitem:
+            source = self._argument(node.args[0])
+            return source[node.args[1]]
+        name = str(node.target)
+        function = LOWERINGS.get(name)
+        outputs = value if isinstance(value, (tuple, list)) else [value]
+        if not any(isinstance(each, torch.Tensor) for each in outputs) and value is not None:
+            raise RefusedError(f"the value of {name} is not known when compiling", "fix the varying dims with --dim")
+        if function is None:
+            raise RefusedError(f"{name} has no loop form yet", _nearest(name))
+        typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
+        arguments = [self._argument(each) for each in bind_arguments(node)]
+        context = Context(self, name, self._label(node), typed, isinstance(value, (tuple, list)))
+        return function(context, *arguments)
+
+    def _label(self, node: fx.Node) -> str:
+        word = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
+        layer = self.program.layer(node) or "net"
+        return identifier(f"{layer}.{_KERNEL_WORDS.get(word, word)}")
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            found = self.values.get(value)
+            if found is None:
+                raise RefusedError(f"it depends on %{value.name}, which is refused")
+            return found
+        if isinstance(value, (list, tuple)):
+            return [self._argument(each) for each in value]
+        return value
+
+    # ---- the result ----
+
+    def finish(self) -> LoopProgram:
+        outputs = [self._owned(node) for node in self.program.outputs]
+        states = tuple(self._state(index) for index in range(len(self.program.states)))
+        for name in {self.root(output).name for output in outputs}:
+            for buffer in list(self.buffers.values()):
+                if self.root(buffer).name == name and buffer.kind == "temp":
+                    self.buffers[buffer.name] = replace(buffer, kind="output")
+        inputs = [self.values[node].name for node in self.program.inputs]
+        used = {name for kernel in self.kernels for name in kernel.arguments}
+        used |= (
+            {output.name for output in outputs}
+            | {state.buffer for state in states}
+            | {state.update for state in states}
+        )
+        roots = {self.root(self.buffers[name]).name for name in used}
+        kept = {
+            name: buffer for name, buffer in self.buffers.items() if self.root(buffer).name in roots or name in inputs
+        }
+        return LoopProgram(
+            tuple(self.kernels), kept, self._constants(roots), tuple(inputs), tuple(o.name for o in outputs), states
+        )
+
+    def _owned(self, node: fx.Node) -> Buffer:
+        """Return the buffer of an output; the old value of a state is copied, since the state changes under it."""
+        value: Buffer = self.values[node]
+        root = self.root(value)
+        changed = {
+            self.values[s.placeholder].name: s.update for s in self.program.states if s.update is not s.placeholder
+        }
+        if (
+            root.kind == "state"
+            and root.name in changed
+            and self.root(self.values[changed[root.name]]).name != root.name
+        ):
+            return self._copy(node, value)
+        return value
+
+    def _state(self, index: int) -> State:
+        state = self.program.states[index]
+        buffer, update = self.values[state.placeholder], self.values[state.update]
+        root = self.root(update)
+        if root.kind == "state" and root.name != buffer.name:
+            update = self._copy(state.update, update)
+        return State(state.name, buffer.name, update.name)
+
+    def _copy(self, node: fx.Node, source: Buffer) -> Buffer:
+        self._node = node
+        target = self.add_buffer(f"{source.name}_copy", source.shape, source.dtype, None)
+        builder = KernelBuilder(self.free_name(f"copy_{source.name}"))
+        x = builder.read("x", source, (source.elements,))
+        y = builder.write("y", target, (source.elements,))
+        with builder.grid(i=source.elements) as (i,):
+            builder.store(y, x[i], i)
+        self.add_kernel(builder, 0)
+        return target
+
+    def _constants(self, roots: set[str]) -> dict[str, Any]:
+        constants: dict[str, Any] = {}
+        for node in self.program.placeholders:
+            weight = self.program.weight(node)
+            if weight is not None and self.values[node].name in roots:
+                constants[self.values[node].name] = weight.detach().contiguous().numpy()
+        for state in self.program.states:
+            constants[self.values[state.placeholder].name] = (
+                self.program.weights[state.name].detach().contiguous().numpy()
+            )
+        return constants
+
+
+def _free(taken: set[str], hint: str) -> str:
+    """Return a C identifier like `hint` that is not taken, and take it."""
+    base = name = identifier(hint)
+    number = 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _on_meta(value: Any) -> Any:
+    """Return an argument with tensors replaced by contiguous ones without data, and nodes of sizes by their values."""
+    if isinstance(value, (list, tuple)):
+        return [_on_meta(each) for each in value]
+    if not isinstance(value, fx.Node):
+        return value
+    known = value.meta["val"]
+    return torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, torch.Tensor) else known
+
+
+def _buffers_of(value: Any) -> list[Buffer]:
+    if isinstance(value, (tuple, list)):
+        return [each for each in value if isinstance(each, Buffer)]
+    return [value] if isinstance(value, Buffer) else []
+
+
+def bind_arguments(node: fx.Node) -> list[Any]:
+    """Return a call's arguments in the order of the operator's schema, with defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    bound: list[Any] = []
+    for number, argument in enumerate(schema.arguments):
+        if number < len(node.args):
+            bound.append(node.args[number])
+        else:
+            bound.append(
+                node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
+            )
+    return bound
+
+
+def _nearest(name: str) -> str:
+    """Name other overloads of an unknown operator that are supported, if any."""
+    family = ".".join(name.split(".")[:2]) + "."
+    known = sorted(other for other in LOWERINGS if other.startswith(family))
+    return (
+        "supported forms: " + ", ".join(known)
+        if known
+        else "replace it by supported operators (dsopt inspect lists them)"
+    )

@@ -1,0 +1,407 @@
+"""Elementwise operators: arithmetic, comparisons, selection, activations and casts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dsopt.backends.tir.ops import activation as act
+from dsopt.backends.tir.ops.activation import ACTIVATIONS, activate, number
+from dsopt.backends.tir.ops.broadcast import Operand, cast, elementwise, promote
+from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.registry import Context, RefusedError, lowering
+from dsopt.backends.tir.tvm_adapter import Expr, constant, tirx
+
+# ---- one operand ----
+
+
+def _dtype(x: Expr) -> str:
+    return str(x.ty.dtype)
+
+
+def _zero(x: Expr) -> Expr:
+    return constant(0, _dtype(x))
+
+
+def _sign(x: Expr) -> Expr:
+    one, zero = constant(1, _dtype(x)), _zero(x)
+    return tirx.Select(x > zero, one, tirx.Select(x < zero, zero - one, zero))
+
+
+def _relu(x: Expr) -> Expr:
+    return tirx.max(x, _zero(x))
+
+
+def _log(x: Expr, scale: float) -> Expr:
+    return tirx.log(x) * number(scale)
+
+
+def _sinh(x: Expr) -> Expr:
+    return (tirx.exp(x) - tirx.exp(number(0.0) - x)) * number(0.5)
+
+
+def _cosh(x: Expr) -> Expr:
+    return (tirx.exp(x) + tirx.exp(number(0.0) - x)) * number(0.5)
+
+
+def _tan(x: Expr) -> Expr:
+    return tirx.sin(x) / tirx.cos(x)
+
+
+_UNARY: dict[str, Callable[[Expr], Expr]] = {
+    "abs": tirx.abs,
+    "ceil": lambda x: tirx.ceil(x),
+    "cos": tirx.cos,
+    "cosh": _cosh,
+    "erf": tirx.erf,
+    "erfc": lambda x: number(1.0) - tirx.erf(x),
+    "exp": tirx.exp,
+    "exp2": lambda x: tirx.exp(x * number(math.log(2.0))),
+    "expm1": lambda x: tirx.call_pure_extern("float32", "expm1f", x),
+    "floor": lambda x: tirx.floor(x),
+    "frac": lambda x: x - tirx.trunc(x),
+    "log": tirx.log,
+    "log10": lambda x: _log(x, 1.0 / math.log(10.0)),
+    "log1p": tirx.log1p,
+    "log2": lambda x: _log(x, 1.0 / math.log(2.0)),
+    "log_sigmoid": lambda x: number(0.0) - act.softplus(number(0.0) - x, 1.0, math.inf),
+    "mish": lambda x: x * tirx.tanh(act.softplus(x)),
+    "neg": lambda x: _zero(x) - x,
+    "reciprocal": lambda x: number(1.0) / x,
+    "relu": _relu,
+    "relu6": ACTIVATIONS["relu6"],
+    "round": lambda x: tirx.nearbyint(x),
+    "rsqrt": lambda x: number(1.0) / tirx.sqrt(x),
+    "hardsigmoid": ACTIVATIONS["hardsigmoid"],
+    "hardswish": ACTIVATIONS["hardswish"],
+    "selu": lambda x: act.elu(x, 1.6732632423543772, 1.0507009873554805),
+    "sigmoid": act.sigmoid,
+    "sign": _sign,
+    "silu": ACTIVATIONS["silu"],
+    "sin": tirx.sin,
+    "sinh": _sinh,
+    "sqrt": tirx.sqrt,
+    "square": lambda x: x * x,
+    "tan": _tan,
+    "tanh": tirx.tanh,
+    "trunc": lambda x: tirx.trunc(x),
+}
+
+_INTEGER_IDENTITIES = frozenset({"ceil", "floor", "round", "trunc"})
+
+
+def _register_unary(name: str, function: Callable[[Expr], Expr]) -> None:
+    def lower(context: Context, x: Buffer) -> Buffer:
+        if name in _INTEGER_IDENTITIES and x.dtype != "float32":
+            return context.view(x)
+        return elementwise(context, [x], function)
+
+    lowering(f"aten.{name}.default")(lower)
+
+
+for _name, _function in _UNARY.items():
+    _register_unary(_name, _function)
+
+
+@lowering("aten.hardtanh.default", "aten.clamp.default", "aten.clip.default")
+def _clamp(context: Context, x: Buffer, low: float | None = None, high: float | None = None) -> Buffer:
+    def limit(value: Expr) -> Expr:
+        value = value if low is None else tirx.max(value, constant(low, _dtype(value)))
+        return value if high is None else tirx.min(value, constant(high, _dtype(value)))
+
+    return elementwise(context, [x], limit)
+
+
+@lowering("aten.clamp_min.default")
+def _clamp_min(context: Context, x: Buffer, low: float) -> Buffer:
+    return elementwise(context, [x, low], tirx.max)
+
+
+@lowering("aten.clamp_max.default")
+def _clamp_max(context: Context, x: Buffer, high: float) -> Buffer:
+    return elementwise(context, [x, high], tirx.min)
+
+
+@lowering("aten.clamp.Tensor")
+def _clamp_tensor(context: Context, x: Buffer, low: Buffer | None, high: Buffer | None) -> Buffer:
+    limits = [limit for limit in (low, high) if limit is not None]
+
+    def limit(value: Expr, *bounds: Expr) -> Expr:
+        rest = list(bounds)
+        value = value if low is None else tirx.max(value, rest.pop(0))
+        return value if high is None else tirx.min(value, rest.pop(0))
+
+    return elementwise(context, [x, *limits], limit)
+
+
+@lowering("aten.leaky_relu.default")
+def _leaky_relu(context: Context, x: Buffer, slope: float) -> Buffer:
+    return elementwise(context, [x], lambda v: activate(v, "leaky_relu", [slope]))
+
+
+@lowering("aten.elu.default")
+def _elu(context: Context, x: Buffer, alpha: float, scale: float, input_scale: float) -> Buffer:
+    return elementwise(context, [x], lambda v: act.elu(v, alpha, scale, input_scale))
+
+
+@lowering("aten.celu.default")
+def _celu(context: Context, x: Buffer, alpha: float) -> Buffer:
+    return elementwise(context, [x], lambda v: act.elu(v, alpha, 1.0, 1.0 / alpha))
+
+
+@lowering("aten.gelu.default")
+def _gelu(context: Context, x: Buffer, approximate: str) -> Buffer:
+    return elementwise(context, [x], act.gelu_tanh if approximate == "tanh" else act.gelu)
+
+
+@lowering("aten.softplus.default")
+def _softplus(context: Context, x: Buffer, beta: float, threshold: float) -> Buffer:
+    return elementwise(context, [x], lambda v: act.softplus(v, beta, threshold))
+
+
+@lowering("aten.threshold.default")
+def _threshold(context: Context, x: Buffer, threshold: float, value: float) -> Buffer:
+    return elementwise(context, [x, threshold, value], lambda v, t, other: tirx.Select(v > t, v, other))
+
+
+@lowering("aten.hardshrink.default")
+def _hardshrink(context: Context, x: Buffer, bound: float) -> Buffer:
+    return elementwise(context, [x], lambda v: tirx.Select(tirx.abs(v) > number(bound), v, number(0.0)))
+
+
+@lowering("aten.softshrink.default")
+def _softshrink(context: Context, x: Buffer, bound: float) -> Buffer:
+    def shrink(v: Expr) -> Expr:
+        return tirx.Select(v > number(bound), v - number(bound), tirx.min(v + number(bound), number(0.0)))
+
+    return elementwise(context, [x], shrink)
+
+
+@lowering("aten.prelu.default", "aten._prelu_kernel.default")
+def _prelu(context: Context, x: Buffer, slope: Buffer) -> Buffer:
+    if slope.elements > 1:
+        rank = len(x.shape)
+        slope = context.view(slope, tuple(slope.elements if dim == min(1, rank - 1) else 1 for dim in range(rank)))
+    return elementwise(context, [x, slope], lambda v, s: tirx.Select(v > number(0.0), v, v * s))
+
+
+@lowering("aten.logical_not.default", "aten.bitwise_not.default")
+def _logical_not(context: Context, x: Buffer) -> Buffer:
+    if context.dtype != "bool":
+        return elementwise(context, [x], lambda v: _zero(v) - v - constant(1, _dtype(v)))
+    return elementwise(context, [x], lambda v: tirx.Not(v), "bool")
+
+
+# ---- two operands ----
+
+
+def _truncated(a: Expr, b: Expr) -> Expr:
+    return tirx.trunc(a / b) if _dtype(a) == "float32" else tirx.truncdiv(a, b)
+
+
+def _floored(a: Expr, b: Expr) -> Expr:
+    if _dtype(a) == "float32":
+        return tirx.floor(a / b)
+    quotient, rest = tirx.truncdiv(a, b), tirx.truncmod(a, b)
+    inexact = tirx.all(rest != _zero(a), (rest < _zero(a)) != (b < _zero(a)))
+    return quotient - tirx.Cast(_dtype(a), inexact)
+
+
+def _remainder(a: Expr, b: Expr) -> Expr:
+    return a - _floored(a, b) * b
+
+
+def _fmod(a: Expr, b: Expr) -> Expr:
+    return a - _truncated(a, b) * b
+
+
+_BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "atan2": tirx.atan2,
+    "div": lambda a, b: a / b,
+    "floor_divide": _floored,
+    "fmod": _fmod,
+    "maximum": tirx.max,
+    "minimum": tirx.min,
+    "mul": lambda a, b: a * b,
+    "remainder": _remainder,
+    "bitwise_and": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a & b,
+    "bitwise_or": lambda a, b: tirx.any(a, b) if _dtype(a) == "bool" else a | b,
+    "bitwise_xor": lambda a, b: (a != b) if _dtype(a) == "bool" else a ^ b,
+}
+
+_BINARY_NAMES: dict[str, tuple[str, ...]] = {
+    "atan2": ("default",),
+    "div": ("Tensor", "Scalar"),
+    "floor_divide": ("default", "Scalar"),
+    "fmod": ("Tensor", "Scalar"),
+    "maximum": ("default",),
+    "minimum": ("default",),
+    "mul": ("Tensor", "Scalar"),
+    "remainder": ("Tensor", "Scalar"),
+    "bitwise_and": ("Tensor", "Scalar"),
+    "bitwise_or": ("Tensor", "Scalar"),
+    "bitwise_xor": ("Tensor", "Scalar"),
+}
+
+
+def _register_binary(name: str, function: Callable[[Expr, Expr], Expr], overloads: tuple[str, ...]) -> None:
+    def lower(context: Context, a: Operand, b: Operand) -> Buffer:
+        return elementwise(context, [a, b], function)
+
+    lowering(*(f"aten.{name}.{overload}" for overload in overloads))(lower)
+
+
+for _name, _overloads in _BINARY_NAMES.items():
+    _register_binary(_name, _BINARY[_name], _overloads)
+_register_binary("max", tirx.max, ("other",))
+_register_binary("min", tirx.min, ("other",))
+_register_binary("__and__", _BINARY["bitwise_and"], ("Tensor", "Scalar"))
+_register_binary("__or__", _BINARY["bitwise_or"], ("Tensor", "Scalar"))
+_register_binary("__xor__", _BINARY["bitwise_xor"], ("Tensor", "Scalar"))
+
+
+@lowering("aten.add.Tensor", "aten.add.Scalar")
+def _add(context: Context, a: Operand, b: Operand, alpha: float) -> Buffer:
+    return elementwise(context, [a, b], lambda x, y: x + (y if alpha == 1 else y * constant(alpha, _dtype(y))))
+
+
+@lowering("aten.sub.Tensor", "aten.sub.Scalar")
+def _sub(context: Context, a: Operand, b: Operand, alpha: float) -> Buffer:
+    return elementwise(context, [a, b], lambda x, y: x - (y if alpha == 1 else y * constant(alpha, _dtype(y))))
+
+
+@lowering("aten.rsub.Tensor", "aten.rsub.Scalar")
+def _rsub(context: Context, a: Operand, b: Operand, alpha: float) -> Buffer:
+    return _sub(context, b, a, alpha)  # type: ignore[return-value]
+
+
+@lowering("dsopt.add_act.default")
+def _add_act(context: Context, a: Operand, b: Operand, activation: str, params: list[float]) -> Buffer:
+    return elementwise(context, [a, b], lambda x, y: activate(x + y, activation, params))
+
+
+@lowering("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def _div_mode(context: Context, a: Operand, b: Operand, rounding_mode: str | None) -> Buffer:
+    functions = {None: _BINARY["div"], "floor": _floored, "trunc": _truncated}
+    return elementwise(context, [a, b], functions[rounding_mode])
+
+
+@lowering("aten.pow.Tensor_Scalar")
+def _pow_scalar(context: Context, x: Buffer, exponent: float) -> Buffer:
+    def power(v: Expr) -> Expr:
+        if exponent == 0.5:
+            return tirx.sqrt(v)
+        if exponent == -0.5:
+            return number(1.0) / tirx.sqrt(v)
+        if float(exponent).is_integer() and 1 <= abs(exponent) <= 8:
+            result = v
+            for _ in range(int(abs(exponent)) - 1):
+                result = result * v
+            return result if exponent > 0 else constant(1, _dtype(v)) / result
+        if exponent == 0:
+            return constant(1, _dtype(v))
+        return tirx.pow(v, number(exponent))
+
+    if context.dtype != "float32" and not (float(exponent).is_integer() and 0 <= exponent <= 8):
+        raise RefusedError(f"an integer tensor to the power {exponent}", "convert it to float first")
+    return elementwise(context, [x], power)
+
+
+@lowering("aten.pow.Tensor_Tensor", "aten.pow.Scalar")
+def _pow(context: Context, x: Operand, exponent: Operand) -> Buffer:
+    if context.dtype != "float32":
+        raise RefusedError("a power of integer tensors", "convert them to float first")
+    return elementwise(context, [x, exponent], tirx.pow)
+
+
+_COMPARISONS: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "logical_and": lambda a, b: tirx.all(a, b),
+    "logical_or": lambda a, b: tirx.any(a, b),
+    "logical_xor": lambda a, b: a != b,
+}
+
+
+def _compared(a: Expr, b: Expr, name: str) -> Expr:
+    if _dtype(a) == "bool" and not name.startswith("logical"):
+        a, b = tirx.Cast("int32", a), tirx.Cast("int32", b)
+    return _COMPARISONS[name](a, b)
+
+
+def _register_comparison(name: str) -> None:
+    logical = name.startswith("logical")
+
+    def lower(context: Context, a: Operand, b: Operand) -> Buffer:
+        return elementwise(context, [a, b], lambda x, y: _compared(x, y, name), "bool" if logical else promote([a, b]))
+
+    lowering(*(f"aten.{name}.{overload}" for overload in (("default",) if logical else ("Tensor", "Scalar"))))(lower)
+
+
+for _name in _COMPARISONS:
+    _register_comparison(_name)
+
+
+@lowering("aten.isnan.default")
+def _isnan(context: Context, x: Buffer) -> Buffer:
+    return elementwise(context, [x], lambda v: v != v, x.dtype)  # noqa: PLR0124  only NaN differs from itself
+
+
+# ---- selection ----
+
+
+@lowering("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
+def _where(context: Context, condition: Buffer, a: Operand, b: Operand) -> Buffer:
+    zero = constant(0, context.dtype)
+    return elementwise(context, [condition, a, b], lambda c, x, y: tirx.Select(c != zero, x, y))
+
+
+@lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def _masked_fill(context: Context, x: Buffer, mask: Buffer, value: Operand) -> Buffer:
+    zero = constant(0, context.dtype)
+    return elementwise(context, [x, mask, value], lambda v, m, other: tirx.Select(m != zero, other, v))
+
+
+# ---- three operands ----
+
+
+@lowering("aten.addcmul.default")
+def _addcmul(context: Context, x: Buffer, a: Buffer, b: Buffer, value: float) -> Buffer:
+    return elementwise(context, [x, a, b], lambda v, p, q: v + constant(value, _dtype(v)) * p * q)
+
+
+@lowering("aten.addcdiv.default")
+def _addcdiv(context: Context, x: Buffer, a: Buffer, b: Buffer, value: float) -> Buffer:
+    return elementwise(context, [x, a, b], lambda v, p, q: v + constant(value, _dtype(v)) * p / q)
+
+
+@lowering("aten.lerp.Scalar", "aten.lerp.Tensor")
+def _lerp(context: Context, a: Buffer, b: Buffer, weight: Operand) -> Buffer:
+    return elementwise(context, [a, b, weight], lambda x, y, w: x + w * (y - x))
+
+
+# ---- casts ----
+
+
+def _convert(context: Context, x: Buffer) -> Buffer:
+    if x.dtype == context.dtype:
+        return context.view(x)
+    return elementwise(context, [x], lambda v: cast(v, x.dtype, context.dtype), x.dtype)
+
+
+@lowering(
+    "aten.to.dtype",
+    "aten.to.dtype_layout",
+    "aten.to.device",
+    "aten.to.other",
+    "aten._to_copy.default",
+    "aten.type_as.default",
+    "prims.convert_element_type.default",
+)
+def _to(context: Context, x: Buffer, *options: Any) -> Buffer:
+    return _convert(context, x)
