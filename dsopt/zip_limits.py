@@ -154,6 +154,9 @@ def _check_contents(infos: list[zipfile.ZipInfo], label: str, file_bytes: int, l
             raise ReadError(
                 "DS0142", f"{info.filename} in {label} is encrypted", fix="Unpack and pack it without a password."
             )
+    # The end of a cut file may hold another archive as a member, whose own table is then found instead.
+    if infos and min(info.header_offset for info in infos) != 0:
+        raise ReadError("DS0141", f"{label} is truncated or altered: its first bytes are of no member", fix=_SAVE_AGAIN)
     # Overlapping members claim more packed bytes than the file has; that is how a small file unpacks to terabytes.
     if sum(info.compress_size for info in infos) > file_bytes:
         raise ReadError("DS0141", f"{label} is truncated or its members overlap", fix=_SAVE_AGAIN)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsopt.errors import DsoptError, ReadError
 from dsopt.frontend.archive_json import checked_program, parse_json
@@ -79,7 +79,10 @@ def _no_single_program(archive: BoundedZip, path: Path, models: list[str]) -> Re
 
 
 def _check_weights(program: dict[str, Any], state: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
-    """Raise ReadError DS0147 unless every weight of the signature is there with the shape and dtype that the graph has."""
+    """Raise ReadError DS0147 unless every weight of the signature is there with the shape and dtype that the graph has.
+
+    Parameters that an old file holds as plain tensors become parameters in `state`.
+    """
     graph = program["graph_module"]["graph"]
     for spec in program["graph_module"]["signature"]["input_specs"]:
         kind, body = next(iter(spec.items()))
@@ -98,6 +101,8 @@ def _check_weights(program: dict[str, Any], state: dict[str, Tensor], constants:
         if meta is None or wanted != list(tensor.shape) or archive_dtype(meta["dtype"]) != tensor.dtype:
             what = f"weight {name!r} is {tensor.dtype} {list(tensor.shape)} and the program reads it as {wanted}"
             raise ReadError("DS0147", what, fix=_AGAIN)
+        if kind == "parameter" and not isinstance(tensor, nn.Parameter):
+            state[name] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point() or tensor.is_complex())
 
 
 def _reason(error: BaseException) -> str:

@@ -39,7 +39,8 @@ def shown_path(path: str) -> str:
 def is_model_file(path: str) -> bool:
     """Tell whether a file is neither of torch, dsopt nor Python itself; models of installed packages count."""
     is_library = path.startswith((_TORCH, _OURS)) or (path.startswith(_STANDARD) and "site-packages" not in path)
-    return not (path.startswith("<") or is_library or f"{os.sep}functorch{os.sep}" in path)
+    is_typed = path == "<stdin>" or path.startswith("<ipython-input")
+    return is_typed or not (path.startswith("<") or is_library or f"{os.sep}functorch{os.sep}" in path)
 
 
 def code_at(file: str, number: int) -> str:
