@@ -22,7 +22,7 @@ def export_case(case: Case, path: Path) -> torch.export.ExportedProgram:
     """Export and save as a user does; torch warns of its own LSTM weights and of views."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(case.model, case.args, case.kwargs, dynamic_shapes=case.dynamic)
+        program = torch.export.export(case.model, case.args, dict(case.kwargs), dynamic_shapes=case.dynamic)
         torch.export.save(program, path)
     return program
 
