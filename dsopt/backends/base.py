@@ -15,6 +15,7 @@ from dsopt.errors import UnsupportedOpError
 from dsopt.ir import Program
 from dsopt.ir.symbols import Size
 from dsopt.passes.base import Pass
+from dsopt.runtime.executor import Executor
 from dsopt.target import Target
 
 
@@ -50,16 +51,6 @@ class EmitOptions:
     name: str = "model"
     seed: int = 0
     progress: Callable[[int, int, str], None] = _no_progress
-
-
-class Executor(Protocol):
-    """Runs an artifact over its graph-level names: inputs and "state.NAME" in, outputs and "next.NAME" out."""
-
-    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Return outputs and next states by name, as numpy arrays."""
-
-    def close(self) -> None:
-        """Free what the executor holds."""
 
 
 @runtime_checkable

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Backend, Executor
+from dsopt.backends.base import Backend
 from dsopt.errors import CheckError
 from dsopt.ir import Program, example_inputs
+from dsopt.runtime.executor import Executor
 
 Array = npt.NDArray[Any]
 
