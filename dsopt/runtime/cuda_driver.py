@@ -18,6 +18,7 @@ _SUCCESS, _OUT_OF_MEMORY, _NO_DEVICE = 0, 2, 100
 _INVALID_IMAGE, _NO_BINARY, _INVALID_PTX, _UNSUPPORTED_PTX = 200, 209, 218, 222
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING = 1
+_PARAM_END, _PARAM_BUFFER_POINTER, _PARAM_BUFFER_SIZE = 0, 1, 2  # CU_LAUNCH_PARAM_*
 _NAME_BYTES = 256
 
 
@@ -151,14 +152,16 @@ class CudaDevice:
         self, kernel: str, blocks: int, threads: int, arguments: Sequence[tuple[int, int]], read_only: int
     ) -> None:
         """Queue a kernel over blocks x threads; returns before it has run."""
+        # One buffer of all parameters, which are all pointers: the driver compares its size with what the kernel takes, where an
+        # array of addresses would be read as far as the kernel asks, whatever a plan says.
         values = (ctypes.c_uint64 * len(arguments))(*(pointer for pointer, _ in arguments))
-        width = ctypes.sizeof(ctypes.c_uint64)
-        addresses = (ctypes.c_void_p * len(arguments))(
-            *(ctypes.addressof(values) + width * number for number in range(len(arguments)))
+        size = ctypes.c_size_t(ctypes.sizeof(values))
+        extra = (ctypes.c_void_p * 5)(
+            _PARAM_BUFFER_POINTER, ctypes.addressof(values), _PARAM_BUFFER_SIZE, ctypes.addressof(size), _PARAM_END
         )
         with self._current():
             status = self._lib.cuLaunchKernel(
-                self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self._stream, addresses, None
+                self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self._stream, None, extra
             )
             self._check(status, f"cuLaunchKernel of {kernel}")
 

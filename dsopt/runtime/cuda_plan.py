@@ -6,15 +6,21 @@ buffers share over time), and which kernels run over which buffers in which orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from dsopt.errors import ArtifactError
 
 Space = Literal["weights", "workspace"]
+
+
+MOST_BLOCKS, MOST_THREADS = 2**31 - 1, 1024
+"""Of one launch, along its first dimension. CUDA programming guide, "Technical Specifications per Compute Capability"."""
+
+ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+"""The dtypes that kernels are written for, and the bytes of one element."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,9 @@ def _launch(entry: Mapping[str, Any], places: Mapping[str, Place]) -> Launch:
     (blocks, *flat), (threads, *rest) = entry["grid"], entry["block"]
     if [*flat, *rest] != [1, 1, 1, 1]:
         raise ValueError(f"kernel {entry['kernel']} is not launched over one dimension")
-    return Launch(
-        str(entry["kernel"]), str(entry["node"]), _count(blocks), _count(threads), arguments, _count(entry["reads"])
-    )
+    if not (1 <= _count(blocks) <= MOST_BLOCKS and 1 <= _count(threads) <= MOST_THREADS):
+        raise ValueError(f"kernel {entry['kernel']} is launched over {blocks} blocks of {threads} threads")
+    return Launch(str(entry["kernel"]), str(entry["node"]), blocks, threads, arguments, _count(entry["reads"]))
 
 
 def _port(name: str, buffer: str, entry: Mapping[str, Any], places: Mapping[str, Place]) -> Port:
@@ -149,5 +155,5 @@ def damaged(why: str) -> ArtifactError:
 
 
 def port_bytes(port: Port) -> int:
-    """Return the bytes of a port's array."""
-    return int(np.dtype(port.dtype).itemsize * np.prod(port.shape, dtype=np.int64))
+    """Return the bytes of a port's array. Raises KeyError for a dtype that no kernel has."""
+    return ITEM_BYTES[port.dtype] * math.prod(port.shape)

@@ -104,10 +104,16 @@ Status cuModuleGetFunction(void **function, void *module, const char *name) {
 Status cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                       void *stream, void **arguments, void **extra) {
   if (!is_current() || stream != &streams) return INVALID_CONTEXT;
-  if (gy != 1 || gz != 1 || by != 1 || bz != 1 || shared || extra) return INVALID_VALUE;
+  if (gy != 1 || gz != 1 || by != 1 || bz != 1 || shared || arguments) return INVALID_VALUE;
+  if ((size_t)extra[0] != 1 || (size_t)extra[2] != 2 || extra[4]) return INVALID_VALUE;
+  const Kernel *kernel = (const Kernel *)function;
+  char *parameters = (char *)extra[1];
+  if (*(size_t *)extra[3] != (size_t)kernel->arity * 8) return INVALID_VALUE;
+  void *addresses[64];
+  for (int i = 0; i < kernel->arity; ++i) addresses[i] = parameters + 8 * i;
   const Status asked = (Status)setting("STUB_LAUNCH_STATUS", OK);
   if (asked) return asked;
   gridDim = Dim{gx, 1, 1}, blockDim = Dim{bx, 1, 1};
-  return ((const Kernel *)function)->run(arguments, false), OK;
+  return kernel->run(addresses, false), OK;
 }
 }

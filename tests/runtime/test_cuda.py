@@ -299,6 +299,22 @@ def test_an_altered_plan_is_refused_or_stays_inside_its_allocations(path: tuple[
             assert 0 <= place.offset <= place.offset + place.size_bytes <= sizes[place.space]
 
 
+def test_a_launch_with_too_few_arguments_is_refused_by_the_driver(driver: str, live: Callable[[], int]) -> None:
+    manifest = _manifest()
+    manifest["launches"][0]["args"] = ["x", "y"]
+    executor = open_executor(_artifact(manifest), driver)
+    with pytest.raises(ToolchainError, match="cuLaunchKernel of scale failed"):
+        executor.run({"x": X, "state.total": np.zeros((4, 10), np.float32)})
+    executor.close()
+
+
+def test_a_dtype_of_python_objects_is_refused() -> None:
+    manifest = _manifest()
+    manifest["layers"][0] |= {"dtype": "object", "shape": [20]}
+    with pytest.raises(ArtifactError, match="DS0709"):
+        LaunchPlan.read(manifest)
+
+
 def test_weights_of_another_length_are_refused(driver: str, live: Callable[[], int]) -> None:
     artifact = _artifact()
     short = Artifact(artifact.manifest, {**artifact.files, "weights.bin": b"1234"})
