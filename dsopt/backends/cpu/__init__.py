@@ -1,0 +1,49 @@
+"""The cpu backend: a program as one ONNX model, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from dsopt.artifact import Artifact
+from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
+from dsopt.backends.cpu.convert import convert
+from dsopt.backends.cpu.costs import layer_records
+from dsopt.backends.cpu.model import OPSET, model_files
+from dsopt.backends.cpu.pipeline import cpu_pipeline
+from dsopt.ir import Program
+from dsopt.passes.base import Pass
+from dsopt.runtime.executor import Executor
+from dsopt.runtime.onnx import open_executor
+from dsopt.target import Target
+
+__all__ = ["CpuBackend"]
+
+
+class CpuBackend:
+    """Writes `model.onnx` by converters of its own, one for each operator."""
+
+    def pipeline(self, target: Target) -> tuple[Pass, ...]:
+        """Return the default passes."""
+        return cpu_pipeline()
+
+    def unsupported(self, program: Program, target: Target) -> tuple[Blocker, ...]:
+        """Return all nodes without an ONNX form, found by converting the program."""
+        return convert(program).blockers
+
+    def emit(self, program: Program, target: Target, options: EmitOptions) -> Artifact:
+        """Write the model, checked by onnx. Raises UnsupportedOpError naming all nodes that have no ONNX form."""
+        options.progress(0, 2, "converting")
+        converted = convert(program)
+        refuse(converted.blockers, target)
+        options.progress(1, 2, "writing model.onnx")
+        files = {**model_files(converted, options.name), **state_files(program)}
+        manifest = {
+            **signature_manifest(program),
+            "target": target.name,
+            "opset": OPSET,
+            "layers": layer_records(program, converted),
+        }
+        options.progress(2, 2, "writing model.onnx")
+        return Artifact(manifest, files)
+
+    def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open the model in ONNX Runtime."""
+        return open_executor(artifact), ""
