@@ -84,9 +84,10 @@ class Emitter(GraphBuilder):
     def _take_scope_name(self, result: Value, first: int) -> Value:
         """Name the result of the current node after its layer and operator."""
         renamed = self.rename(result, self.scope, first)
-        for known in (self._reshaped, self._permuted):
-            if result.name in known and renamed != result:
-                known[renamed.name] = known.pop(result.name)  # type: ignore[index]
+        if renamed != result and result.name in self._reshaped:
+            self._reshaped[renamed.name] = self._reshaped.pop(result.name)
+        if renamed != result and result.name in self._permuted:
+            self._permuted[renamed.name] = self._permuted.pop(result.name)
         return renamed
 
     # ---- reading arguments ----

@@ -32,4 +32,50 @@ class Typed:
         return self.inputs is None or number in self.inputs
 
 
-KERNEL_DTYPES: dict[str, Typed] = {}
+_F32 = frozenset({torch.float32})
+_FLOATS = frozenset({torch.float32, torch.float64})
+_WIDE_INTS = frozenset({torch.int32, torch.int64})
+_INTS = _WIDE_INTS | {torch.uint8, torch.int8, torch.int16}
+_NUMBERS = _INTS | _FLOATS
+_WIDE = _WIDE_INTS | _FLOATS
+_NO_INT16 = _NUMBERS - {torch.int16}
+_BOOL = frozenset({torch.bool})
+
+
+def _table(*rows: tuple[str, frozenset[torch.dtype], tuple[int, ...] | None]) -> dict[str, Typed]:
+    return {name: Typed(dtypes, inputs) for names, dtypes, inputs in rows for name in names.split()}
+
+
+KERNEL_DTYPES: dict[str, Typed] = _table(
+    ("Asin Acos Asinh Acosh Atan Atanh Cosh Erf Sinh Tan", _F32, None),
+    ("Elu Gelu HardSigmoid LeakyRelu PRelu Selu Softplus", _F32, None),
+    (
+        "AveragePool Conv ConvTranspose GlobalAveragePool GlobalMaxPool InstanceNormalization MultiHeadAttention RNN",
+        _F32,
+        None,
+    ),
+    ("Col2Im", _F32, (0,)),
+    ("Ceil Cos Exp Floor Log LogSoftmax Reciprocal Round Sigmoid Sin Softmax Sqrt Tanh", _FLOATS, None),
+    ("BatchNormalization Gemm GridSample LayerNormalization", _FLOATS, None),
+    ("GRU LSTM", _FLOATS, (0, 1, 2, 3, 5, 6)),
+    ("IsInf IsNaN", _FLOATS, None),
+    ("Einsum MatMul Pow", _WIDE, None),
+    ("CumSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceMean ReduceProd ReduceSum", _WIDE, (0,)),
+    ("Range", _WIDE, None),
+    ("Abs Add Div Mod Mul Shrink Sign Sub", _NUMBERS, None),
+    ("Greater GreaterOrEqual Less LessOrEqual", _NUMBERS, None),
+    ("Neg", _NUMBERS - {torch.uint8}, None),
+    ("ArgMax ArgMin ReduceMax ReduceMin", _NO_INT16, (0,)),
+    ("Clip Max Min", _NO_INT16, None),
+    ("Where", _NO_INT16, (1, 2)),
+    ("Pad", _NO_INT16 | _BOOL, (0, 2)),
+    ("Relu", _FLOATS | {torch.int8, torch.int32}, None),
+    ("MaxPool", _FLOATS | {torch.int8, torch.uint8}, None),
+    ("TopK", _WIDE - {torch.int32}, (0,)),
+    ("Trilu", _WIDE | _BOOL, (0,)),
+    ("DepthToSpace", _FLOATS | {torch.uint8}, None),
+    ("Resize", _F32 | {torch.uint8, torch.int8, torch.int32}, (0,)),
+    ("BitwiseAnd BitwiseNot BitwiseOr BitwiseXor", _INTS, None),
+    ("NonZero", _BOOL | _F32 | _WIDE_INTS, None),
+)
+"""Operator -> the dtypes it has kernels for. Resize of ints is exact for nearest neighbours only, which is what it is used for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx
@@ -49,10 +49,13 @@ class RefusalError(Exception):
         self.why, self.fix = why, fix
 
 
-def converter(*keys: str) -> Callable[[Converter], Converter]:
+_Function = TypeVar("_Function", bound=Converter)
+
+
+def converter(*keys: str) -> Callable[[_Function], _Function]:
     """Register a converter under operator keys such as "aten.conv2d.default" or "operator.add"."""
 
-    def register(function: Converter) -> Converter:
+    def register(function: _Function) -> _Function:
         for key in keys:
             assert key not in CONVERTERS, key
             CONVERTERS[key] = function

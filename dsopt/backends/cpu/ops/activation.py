@@ -15,7 +15,7 @@ from dsopt.backends.cpu.registry import converter
 
 def relu(cx: Emitter, x: Value) -> Value:
     """Return max(x, 0)."""
-    return cx.op("Relu", x)
+    return cx.op("Relu", x) if x.dtype.is_floating_point else cx.op("Max", x, cx.constant(0, x.dtype))
 
 
 def clip(cx: Emitter, x: Value, low: float | None, high: float | None) -> Value:

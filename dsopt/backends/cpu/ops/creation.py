@@ -105,7 +105,7 @@ def convert_arange_start(cx: Emitter, start: Any, end: Any, step: Any = 1, **kwa
 
 
 def _range(cx: Emitter, start: Any, end: Any, step: Any) -> Value:
-    bounds = [cx.size(each) if isinstance(each, fx.Node) else each for each in (start, end, step)]
+    bounds: list[Any] = [cx.size(each) if isinstance(each, fx.Node) else each for each in (start, end, step)]
     if not any(isinstance(each, Value) for each in bounds):
         return cx.constant(torch.arange(*bounds, dtype=cx.dtype), cx.dtype)
     work = torch.int64 if not cx.dtype.is_floating_point or not any(isinstance(e, float) for e in bounds) else cx.dtype

@@ -191,8 +191,9 @@ def convert_group_norm(
     ones = cx.constant(torch.ones(num_groups), value.dtype)
     zeros = cx.constant(torch.zeros(num_groups), value.dtype)
     y = cx.op("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
-    if all(isinstance(size, int) for size in shape[1:]):
-        y = cx.op("Reshape", y, cx.vector([0, *shape[1:]]))
+    rest = [size for size in shape[1:] if isinstance(size, int)]
+    if len(rest) == len(shape) - 1:
+        y = cx.op("Reshape", y, cx.vector([0, *rest]))
     else:
         y = cx.op("Reshape", y, cx.op("Shape", value, dtype=torch.int64))
     scale, shift = _column(cx, weight, len(shape)), _column(cx, bias, len(shape))

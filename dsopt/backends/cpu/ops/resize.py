@@ -44,9 +44,8 @@ def _nearest(cx: Emitter, x: fx.Node, output_size: Any, scales: list[float] | No
     if fixed:
         value = cx.value(x)
         for axis, (size, target) in enumerate(zip(before, after, strict=True)):
-            value = cx.op(
-                "Gather", value, cx.constant(_places(size, target, scales, axis, exact), torch.int64), axis=axis + 2
-            )
+            places = _places(int(size), int(target), scales, axis, exact)
+            value = cx.op("Gather", value, cx.constant(places, torch.int64), axis=axis + 2)
         return value
     if scales is None:
         return _resize(cx, cx.value(x), None, _target(cx, x, output_size), "nearest",

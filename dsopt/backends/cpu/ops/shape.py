@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from dsopt.backends.cpu.builder import Value
-from dsopt.backends.cpu.emitter import Emitter
+from dsopt.backends.cpu.emitter import Emitter, Extent
 from dsopt.backends.cpu.registry import RefusalError, converter
 from dsopt.ir.torch_private import same_size
 
@@ -143,18 +143,13 @@ def convert_repeat_interleave(
         value, rank, axis = cx.op("Reshape", value, cx.vector([-1])), 1, 0
     else:
         axis = cx.axis(dim, rank)
-    tiles = [1] * (rank + 1)
-    wide = cx.op(
-        "Tile", cx.unsqueeze(value, axis + 1), cx.sizes([*tiles[: axis + 1], cx.size(repeats), *tiles[axis + 2 :]])
-    )
-    before = cx.shape(x)
+    counts: list[Extent] = [1] * (rank + 1)
+    counts[axis + 1] = cx.size(repeats)
+    wide = cx.op("Tile", cx.unsqueeze(value, axis + 1), cx.sizes(counts))
     if dim is None:
         return cx.op("Reshape", wide, cx.vector([-1]))
-    return cx.reshape(
-        wide,
-        [*before[: axis + 1], cx.size(repeats) if isinstance(repeats, int) else 1, *before[axis + 1 :]],
-        cx.out.shape,
-    )
+    before, count = cx.shape(x), repeats.meta["val"] if isinstance(repeats, fx.Node) else repeats
+    return cx.reshape(wide, [*before[: axis + 1], count, *before[axis + 1 :]], cx.out.shape)
 
 
 @converter("aten.diagonal.default")
