@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Blocker, EmitOptions, Executor, refuse, signature_manifest, state_files
+from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cuda.compiler import FLAGS, CudaCompiler, Image, find_compiler
 from dsopt.backends.cuda.kernels import CompiledKernels, write_kernels
 from dsopt.backends.cuda.limits import size_blockers
@@ -17,17 +17,17 @@ from dsopt.backends.cuda.pipeline import cuda_pipeline
 from dsopt.backends.cuda.plan import (
     launches_manifest,
     layers_manifest,
-    lifetimes,
     memory_manifest,
+    plan_workspace,
     ports_manifest,
     weights_file,
 )
-from dsopt.backends.cuda.workspace import place
 from dsopt.backends.tir.lower import blockers, lower
 from dsopt.ir import Program
 from dsopt.passes.base import Pass
 from dsopt.runtime.cuda_executor import PlanExecutor
 from dsopt.runtime.cuda_plan import LaunchPlan
+from dsopt.runtime.executor import Executor
 from dsopt.simulate.cuda_host import HostDevice, host_compiler
 from dsopt.target import CudaTarget, Target
 
@@ -57,12 +57,11 @@ class CudaBackend:
         compiler = find_compiler()
         images = _compile(compiler, kernels.source, _code_archs(target), options)
         weights, weight_offsets = weights_file(loops)
-        offsets, workspace_bytes = place(lifetimes(loops))
         manifest = {
             **signature_manifest(program),
             "target": target.name,
             "layers": layers_manifest(program, loops),
-            "memory": memory_manifest(loops, weight_offsets, len(weights), offsets, workspace_bytes),
+            "memory": memory_manifest(loops, weight_offsets, len(weights), plan_workspace(loops)),
             "launches": launches_manifest(loops.kernels, kernels),
             "cuda": {
                 "compiler": f"{compiler.name} {compiler.version}",

@@ -6,8 +6,7 @@ writes it to the last that reads it, and other buffers' before and after.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,43 +14,30 @@ import numpy as np
 from dsopt.backends.cuda.kernels import CompiledKernels
 from dsopt.backends.tir.program import Kernel, LoopProgram
 from dsopt.ir import Program
+from dsopt.passes.memory.arena import Plan, plan_arena
+from dsopt.passes.memory.liveness import Step, lifetimes
 
 ALIGNMENT = 256
 """Bytes; what cuMemAlloc itself keeps to, and enough for any vector access and any cache line."""
 
 
-@dataclass(frozen=True)
-class Lifetime:
-    """A buffer of the workspace: bytes, and the first and last moment it must be whole. Moment 0 is the copy of the inputs,
-    moment k + 1 is launch k, and the last moment is the copy of the outputs."""
-
-    name: str
-    size_bytes: int
-    first: int
-    last: int
-
-
-def lifetimes(loops: LoopProgram) -> list[Lifetime]:
-    """Return the lives of all buffers that own bytes of the workspace, in a stable order."""
-    end = len(loops.kernels) + 1
-    moments: dict[str, list[int]] = {}
-
-    def touch(name: str, moment: int) -> None:
-        root = loops.root(name)
-        if root.kind != "weight":
-            moments.setdefault(root.name, []).append(moment)
-
-    for name in (*loops.inputs, *(state.buffer for state in loops.states)):
-        touch(name, 0)
-    for moment, kernel in enumerate(loops.kernels, start=1):
-        for name in kernel.arguments:
-            touch(name, moment)
-    for name in (*loops.outputs, *(state.update for state in loops.states)):
-        touch(name, end)
-    return [
-        Lifetime(name, loops.buffers[name].size_bytes, min(found), max(found))
-        for name, found in sorted(moments.items())
+def plan_workspace(loops: LoopProgram) -> Plan:
+    """Place every buffer that owns bytes of the workspace: inputs from the start, outputs and next states to the end."""
+    steps = [
+        Step(_roots(loops, kernel.inputs), _roots(loops, (*kernel.outputs, *kernel.scratch)))
+        for kernel in loops.kernels
     ]
+    before = _roots(loops, (*loops.inputs, *(state.buffer for state in loops.states)))
+    after = _roots(loops, (*loops.outputs, *(state.update for state in loops.states)))
+    named = {*before, *after, *(name for step in steps for name in (*step.reads, *step.writes))}
+    sizes = {name: loops.buffers[name].size_bytes for name in sorted(named)}
+    return plan_arena(lifetimes(steps, sizes, before, after), ALIGNMENT)
+
+
+def _roots(loops: LoopProgram, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the owners of the bytes of buffers that are not weights, each once."""
+    roots = (loops.root(name) for name in names)
+    return tuple(dict.fromkeys(root.name for root in roots if root.kind != "weight"))
 
 
 def weights_file(loops: LoopProgram) -> tuple[bytes, dict[str, int]]:
@@ -67,14 +53,16 @@ def weights_file(loops: LoopProgram) -> tuple[bytes, dict[str, int]]:
 
 
 def memory_manifest(
-    loops: LoopProgram, weights: Mapping[str, int], weights_bytes: int, offsets: Mapping[str, int], workspace_bytes: int
+    loops: LoopProgram, weights: Mapping[str, int], weights_bytes: int, workspace: Plan
 ) -> dict[str, Any]:
     """Return the manifest's "memory": both allocations, and the place of every buffer, aliases included."""
     buffers = {}
     for name in sorted(loops.buffers):
         buffer, root = loops.buffers[name], loops.root(name)
         space, offset = (
-            ("weights", weights.get(root.name)) if root.kind == "weight" else ("workspace", offsets.get(root.name))
+            ("weights", weights.get(root.name))
+            if root.kind == "weight"
+            else ("workspace", workspace.offsets.get(root.name))
         )
         if offset is not None:
             buffers[name] = {
@@ -82,7 +70,9 @@ def memory_manifest(
             }  # fmt: skip
     return {
         "weights_bytes": weights_bytes,
-        "workspace_bytes": workspace_bytes,
+        "workspace_bytes": workspace.arena_bytes,
+        "workspace_lower_bound_bytes": workspace.lower_bound_bytes,
+        "optimal": workspace.optimal,
         "alignment": ALIGNMENT,
         "buffers": buffers,
     }
