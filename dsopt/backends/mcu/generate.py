@@ -1,0 +1,65 @@
+"""Program -> the C files of a model, before any compiler has seen them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+
+from dsopt.backends.mcu.c_text import Names
+from dsopt.backends.mcu.data_source import TestVector, run_tests_source, test_vectors_source, weights_source
+from dsopt.backends.mcu.header import Interface, Port, model_header
+from dsopt.backends.mcu.model_source import model_source
+from dsopt.backends.mcu.place import Placement
+from dsopt.backends.tir.c_source import c_functions
+from dsopt.backends.tir.program import LoopProgram
+from dsopt.ir import Program, example_inputs
+
+TEST_TOLERANCE = 1e-4
+"""Of run_tests.c: wide enough for any compiler's order of sums, narrow enough for any wrong element."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The generated files by name, and the symbols in them."""
+
+    files: Mapping[str, str]
+    names: Names
+    ports: Interface
+
+
+def interface(program: Program, loops: LoopProgram) -> Interface:
+    """Return inputs, outputs and states under the user's names."""
+    signature = program.signature
+    return Interface(
+        [Port(spec.name, loops.buffers[name]) for spec, name in zip(signature.inputs, loops.inputs, strict=True)],
+        [Port(spec.name, loops.buffers[name]) for spec, name in zip(signature.outputs, loops.outputs, strict=True)],
+        [Port(state.name, loops.buffers[state.buffer]) for state in loops.states],
+    )
+
+
+def generate(program: Program, placement: Placement, name: str, target: str, version: str, seed: int) -> Sources:
+    """Write all C files of a placed program. Deterministic: the same program gives the same bytes."""
+    loops = placement.program
+    names, ports = Names.of(name), interface(program, loops)
+    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels}, "LAYER")
+    files = {
+        "model.c": model_source(names, ports, placement, functions, target),
+        "weights.c": weights_source(names, loops, target),
+    }
+    if any(function.helpers for function in functions.values()):
+        files["dsopt_math.h"] = (package_files(__package__) / "dsopt_math.h").read_text(encoding="utf-8")
+    digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
+    files["model.h"] = model_header(names, ports, placement, target, version, digest)
+    files["test_vectors.c"] = test_vectors_source(names, seeded_vector(program, seed))
+    files["run_tests.c"] = run_tests_source(names, ports, TEST_TOLERANCE)
+    return Sources(files, names, ports)
+
+
+def seeded_vector(program: Program, seed: int) -> TestVector:
+    """Return seeded inputs and what the program itself gives for them."""
+    inputs = example_inputs(program, seed=seed)
+    outputs = program.run(*inputs)
+    as_arrays = [[value.detach().contiguous().numpy() for value in group] for group in (inputs, outputs)]
+    return TestVector(*as_arrays)

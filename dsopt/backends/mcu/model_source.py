@@ -1,0 +1,183 @@
+"""Generate model.c: the arena, one static function for each layer, and the run that calls them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dsopt.backends.mcu.c_text import Names, comment
+from dsopt.backends.mcu.header import Interface, Port
+from dsopt.backends.mcu.place import Placement
+from dsopt.backends.tir.c_source import C_TYPES, CFunction
+from dsopt.backends.tir.program import Buffer, Kernel
+from dsopt.passes.memory.arena import ALIGNMENT
+
+
+def model_source(
+    names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction], target: str
+) -> str:
+    """Return the text of model.c."""
+    writer = _Writer(names, ports, placement, functions)
+    helpers = sorted({helper for function in functions.values() for helper in function.helpers})
+    includes = ['#include "dsopt_math.h"\n'] if helpers else []
+    parts = [
+        f"/* The layers of the network for {comment(target)}, in the order in which they run. Generated: do not edit. */\n",
+        '#include "model.h"\n\n#include <stdbool.h>\n#include <stdint.h>\n\n' + "".join(includes),
+        writer.attributes(),
+        writer.memory(),
+        writer.weights(),
+        *(writer.layer(kernel) for kernel in placement.program.kernels),
+        writer.reset(),
+        writer.run(),
+        writer.accessors(),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+class _Writer:
+    def __init__(
+        self, names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction]
+    ) -> None:
+        self.names, self.ports, self.placement, self.functions = names, ports, placement, functions
+        self.program = placement.program
+
+    # ---- addresses ----
+
+    def address(self, name: str, const: bool) -> str:
+        """Return a typed pointer to a buffer."""
+        root = self.program.root(name)
+        kind = ("const " if const else "") + C_TYPES[root.dtype]
+        if root.kind == "weight":
+            return self.names.weight(root.name)
+        if root.kind == "state":
+            return f"({kind} *)(void *)(states + {self.placement.states[root.name]})"
+        return f"({kind} *)(void *)(arena + {self.placement.plan.offsets[root.name]})"
+
+    # ---- parts ----
+
+    def attributes(self) -> str:
+        """Return what differs between compilers: alignment, and layers kept apart so that each can be profiled."""
+        return f"""#if defined(__GNUC__)
+#define ALIGNED __attribute__((aligned({ALIGNMENT})))
+#define LAYER static __attribute__((noinline))
+#else
+#define ALIGNED _Alignas({ALIGNMENT})
+#define LAYER static
+#endif
+"""
+
+    def memory(self) -> str:
+        """Return the arena with its map, and the states."""
+        plan, lives = self.placement.plan, self.placement.lives
+        gap = "the least possible" if plan.optimal else f"at most {plan.gap:.1%} above the least possible"
+        rows = [
+            f"   {plan.offsets[life.name]:>9} {life.size_bytes:>9} {life.first:>5} {life.last:>5}  {comment(life.name)}"
+            for life in sorted(lives.values(), key=lambda each: (each.first, plan.offsets[each.name]))
+        ]
+        head = (
+            f"   {'offset':>9} {'bytes':>9} {'first':>5} {'last':>5}  value (first and last layer that use it, from 0)"
+        )
+        text = f"/* The arena: {plan.arena_bytes} bytes, {gap}.\n" + "\n".join([head, *rows]) + " */\n"
+        if plan.arena_bytes:
+            text += f"static ALIGNED uint8_t arena[{plan.arena_bytes}];\n"
+        if self.placement.state_bytes:
+            text += f"\n/* States: they keep their bytes from run to run. */\nstatic ALIGNED uint8_t states[{self.placement.state_bytes}];\n"
+        return text
+
+    def weights(self) -> str:
+        """Return the declarations of the arrays in weights.c that this file uses."""
+        used = {self.program.root(name).name for kernel in self.program.kernels for name in kernel.arguments}
+        used |= {self.program.root(name).name for name in self.program.outputs}
+        roots = [self.program.buffers[name] for name in self.program.constants]
+        lines = [
+            f"extern const {C_TYPES[b.dtype]} {self.names.weight(b.name)}[{b.elements}];"
+            for b in roots
+            if b.name in used or b.kind == "state"
+        ]
+        return "/* In weights.c, in flash. */\n" + "\n".join(lines) + "\n" if lines else ""
+
+    def layer(self, kernel: Kernel) -> str:
+        """Return a layer's function under a comment that says where it comes from and where its values are."""
+        lines = [f"{kernel.layer or 'the model itself'}"]
+        if kernel.source:
+            lines.append(kernel.source)
+        lines += [self._value("in", name) for name in kernel.inputs]
+        lines += [self._value("out", name) for name in kernel.outputs]
+        lines += [self._value("scratch", name) for name in kernel.scratch]
+        if kernel.multiply_adds:
+            lines.append(f"{kernel.multiply_adds} multiply-adds")
+        return "/* " + "\n   ".join(map(comment, lines)) + " */\n" + self.functions[kernel.name].text
+
+    def _value(self, role: str, name: str) -> str:
+        buffer, root = self.program.buffers[name], self.program.root(name)
+        what = f"{role} {root.name}: {buffer.dtype} {list(buffer.shape)}"
+        if root.kind == "weight":
+            return f"{what}, weights"
+        if root.kind == "state":
+            return f"{what}, state at {self.placement.states[root.name]}, {root.size_bytes} bytes"
+        life = self.placement.lives[root.name]
+        return f"{what}, arena at {self.placement.plan.offsets[root.name]}, {root.size_bytes} bytes, layers {life.first} to {life.last}"
+
+    def reset(self) -> str:
+        """Return model_init and model_reset, with the copy they and the run need."""
+        p = self.names.prefix
+        copies = [
+            self._copy(
+                self.names.weight(state.buffer), self.address(state.buffer, False), self.program.buffers[state.buffer]
+            )
+            for state in self.program.states
+        ]
+        body = "\n".join(copies) + "\n" if copies else ""
+        helper = ""
+        if copies:
+            helper = """static void copy_bytes(const void *from, void *to, uint32_t count)
+{
+    const uint8_t *source = (const uint8_t *)from;
+    uint8_t *target = (uint8_t *)to;
+    for (uint32_t i = 0; i < count; ++i) {
+        target[i] = source[i];
+    }
+}
+
+"""
+        return f"{helper}void {p}_reset(void)\n{{\n{body}}}\n\nvoid {p}_init(void)\n{{\n    {p}_reset();\n}}\n"
+
+    def _copy(self, source: str, target: str, buffer: Buffer) -> str:
+        return f"    copy_bytes({source}, {target}, {buffer.size_bytes}u);"
+
+    def run(self) -> str:
+        """Return model_run: a call for each layer, then the new states."""
+        lines: list[str] = []
+        for kernel in self.program.kernels:
+            arguments = [
+                *(self.address(name, True) for name in kernel.inputs),
+                *(self.address(name, False) for name in (*kernel.outputs, *kernel.scratch)),
+            ]
+            lines.append(f"    {kernel.name}(" + ",\n        ".join(arguments) + ");")
+        for state in self.program.states:
+            if self.program.root(state.update).name != state.buffer:
+                buffer = self.program.buffers[state.buffer]
+                lines.append(self._copy(self.address(state.update, True), self.address(state.buffer, False), buffer))
+        return f"void {self.names.prefix}_run(void)\n{{\n" + "\n".join(lines) + ("\n" if lines else "") + "}\n"
+
+    def accessors(self) -> str:
+        """Return model_input, model_output and model_state."""
+        p = self.names.prefix
+        return "\n".join(
+            (
+                self._accessor(f"void *{p}_input", self.ports.inputs, False),
+                self._accessor(f"const void *{p}_output", self.ports.outputs, True),
+                self._accessor(f"void *{p}_state", self.ports.states, False),
+            )
+        )
+
+    def _accessor(self, head: str, ports: Sequence[Port], const: bool) -> str:
+        cases = [
+            f"    case {number}: /* {comment(port.name)} */\n        return {self.address(port.buffer.name, const)};"
+            for number, port in enumerate(ports)
+        ]
+        if not cases:
+            return f"{head}(uint32_t index)\n{{\n    (void)index;\n    return 0;\n}}\n"
+        body = "\n".join(cases)
+        return (
+            f"{head}(uint32_t index)\n{{\n    switch (index) {{\n{body}\n    default:\n        return 0;\n    }}\n}}\n"
+        )
