@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ _MEMO_WRITES = {"BINPUT", "LONG_BINPUT", "PUT"}
 TENSOR_GLOBALS = frozenset(
     {
         "collections.OrderedDict",
+        "__builtin__.set",
+        "builtins.set",
         "torch.Size",
         "torch.device",
         "torch.serialization._get_layout",
@@ -93,17 +96,26 @@ _DTYPES = frozenset(
 def scan_pickle(data: bytes, max_opcodes: int = MAX_OPCODES) -> PickleScan:
     """Return the globals that unpickling `data` would import. Reads opcodes only; a cut or odd pickle is scanned as far as it goes.
 
-    The names are for telling the user; nothing is allowed because of them.
+    Pickles may follow one another, as in files of torch.save before 1.6. The names are for telling the user; nothing is
+    allowed because of them.
     """
     names: set[str] = set()
+    stream, left, is_complete = io.BytesIO(data), max_opcodes, True
+    while is_complete and left > 0 and (stream.tell() == 0 or data[stream.tell() : stream.tell() + 1] == b"\x80"):
+        left, is_complete = _scan_one(stream, names, left)
+    return PickleScan(tuple(sorted(_printable(name) for name in names)), is_complete)
+
+
+def _scan_one(stream: io.BytesIO, names: set[str], left: int) -> tuple[int, bool]:
+    """Add the globals of one pickle to `names`; return how many opcodes may still be read, and whether it came to its end."""
     recent: list[str] = []
     memo: dict[int, str] = {}
-    is_complete = False
+    kind = ""
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= max_opcodes:
-                break
-            kind = opcode.name
+        for opcode, argument, _ in pickletools.genops(stream):
+            kind, left = opcode.name, left - 1
+            if left < 0:
+                return 0, False
             if kind in _STRINGS:
                 recent.append(str(argument))
             elif kind in ("GLOBAL", "INST"):
@@ -112,22 +124,19 @@ def scan_pickle(data: bytes, max_opcodes: int = MAX_OPCODES) -> PickleScan:
             elif kind == "STACK_GLOBAL":
                 names.add(".".join(recent[-2:]) if len(recent) >= 2 else "?")
                 recent.append("")
-            elif kind in _MEMO_READS:
-                assert isinstance(argument, int)
+            elif kind in _MEMO_READS and isinstance(argument, int):
                 recent.append(memo.get(argument, ""))
             elif kind == "MEMOIZE":
                 memo[len(memo)] = recent[-1] if recent else ""
-            elif kind in _MEMO_WRITES:
-                assert isinstance(argument, int)
+            elif kind in _MEMO_WRITES and isinstance(argument, int):
                 memo[argument] = recent[-1] if recent else ""
-            elif opcode.stack_after and kind not in ("PROTO", "FRAME"):
+            elif opcode.stack_after:
                 recent.append("")
             del recent[:-8]
-            is_complete = kind == "STOP"
     # genops raises ValueError for unknown opcodes and cut arguments, and the others from deep inside codecs.
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, AttributeError):
-        is_complete = False
-    return PickleScan(tuple(sorted(_printable(name) for name in names)), is_complete)
+        return left, False
+    return left, kind == "STOP"
 
 
 def _printable(name: str) -> str:

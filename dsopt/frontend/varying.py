@@ -44,9 +44,7 @@ def explain_sizes(error: BaseException, model: nn.Module | None) -> CaptureError
             f"the model does not work for all sizes that {name!r} was said to have: it needs {_readable(guard, name)}",
             where=where_text(lines[:1]),
             why=f"{name!r} was to be any size with {bounds.strip()}." if bounds.strip() else "",
-            fix="\n".join(
-                filter(None, [_suggestion(text, name, bounds), "Or change the line to work for every size."])
-            ),
+            fix="\n".join(filter(None, [_suggestion(text, name), "Or change the line to work for every size."])),
         )
     return CaptureError("DS0171", f"a size that was to vary cannot: {_summary(text)}", where=where_text(lines[:1]))
 
@@ -106,24 +104,19 @@ def _readable(guard: str, name: str) -> str:
     return text.strip().rstrip(".")
 
 
-def _suggestion(text: str, name: str, bounds: str) -> str:
+def _suggestion(text: str, name: str) -> str:
     """Return torch's suggested fix in dsopt's words, "" if there is none."""
     _, _, rest = text.partition("Suggested fixes:")
-    given = dict(re.findall(r"(min|max)=(\d+)", bounds)) | {
-        key: number for key, pattern in _BOUNDS for number in re.findall(pattern, bounds)
-    }
     for line in rest.splitlines():
         if found := re.match(rf"\s+{re.escape(name)} = Dim\((.*)\)", line):
-            ends = given | dict(re.findall(r"(min|max)=(\d+)", found[1]))
-            return f"Narrow its range: ({name!r}, {ends.get('min', 1)}, {ends.get('max')})."
+            ends = dict(re.findall(r"(min|max)=(\d+)", found[1]))
+            words = [f"{word} {ends[end]}" for end, word in (("min", "at least"), ("max", "at most")) if end in ends]
+            return f"Narrow its range to {' and '.join(words)}." if words else ""
         if found := re.match(rf"\s+{re.escape(name)} = (\d+)\*\w+", line):
             return f"It may only be a multiple of {found[1]}, which a varying size cannot say: let it be fixed."
         if found := re.match(rf"\s+{re.escape(name)} = (\d+)$", line):
             return f"Let it be fixed to {found[1]}."
     return ""
-
-
-_BOUNDS = (("min", r"(\d+) <= "), ("max", r" <= (\d+)"))
 
 
 def _summary(text: str) -> str:

@@ -30,7 +30,9 @@ def test_nothing_is_imported_while_looking(tmp_path: Path) -> None:
 
 def test_weights_need_no_foreign_name() -> None:
     buffer = io.BytesIO()
-    torch.save(nn.Linear(2, 2).state_dict() | {"step": 3, "size": torch.Size([1]), "half": torch.ones(1).half()}, buffer)
+    torch.save(
+        nn.Linear(2, 2).state_dict() | {"step": 3, "size": torch.Size([1]), "half": torch.ones(1).half()}, buffer
+    )
     import zipfile
 
     with zipfile.ZipFile(buffer) as archive:

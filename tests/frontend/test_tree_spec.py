@@ -19,7 +19,9 @@ def node(kind: object, context: object, *children: object) -> str:
     return json.dumps([1, {"type": kind, "context": context, "children_spec": list(children)}])
 
 
-@pytest.mark.parametrize("value", [1, (1, 2), [1], {"a": 1, 2: (3, [4])}, (), {}, OrderedDict(b=1, a=2), ((1, 2), {"k": 3})])
+@pytest.mark.parametrize(
+    "value", [1, (1, 2), [1], {"a": 1, 2: (3, [4])}, (), {}, OrderedDict(b=1, a=2), ((1, 2), {"k": 3})]
+)
 def test_plain_containers_keep_their_type(value: Any) -> None:
     spec = pytree.tree_structure(value)
     assert pytree.treespec_loads(plain_tree_spec(pytree.treespec_dumps(spec), {})) == spec
@@ -86,7 +88,12 @@ def test_other_trees_are_refused(text: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(st.integers(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=3)))
+@given(
+    st.recursive(
+        st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=3),
+    )
+)
 def test_any_nesting_of_lists_and_dicts_survives(value: Any) -> None:
     spec = pytree.tree_structure(value)
     assert pytree.treespec_loads(plain_tree_spec(pytree.treespec_dumps(spec), {})) == spec
