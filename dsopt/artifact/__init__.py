@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsopt.artifact.manifest import check_manifest, describe_files, manifest_bytes
+from dsopt.artifact.manifest import SUFFIX, check_manifest, describe_files, manifest_bytes
 from dsopt.artifact.reading import LazyFiles, open_files
 from dsopt.artifact.writing import write_archive, write_folder
-
-SUFFIX = ".dsopt"
-"""The ending of a path that is written as one file."""
 
 __all__ = ["SUFFIX", "Artifact", "load_artifact"]
 

@@ -15,6 +15,13 @@ from dsopt.nesting import leaves
 SCHEMA = 1
 KIND = "dsopt artifact"
 MANIFEST = "manifest.json"
+
+SUFFIX = ".dsopt"
+"""The ending of a path that is written as one file."""
+
+ROOT = "artifact/"
+"""The folder inside a .dsopt file: fixed, so that the file's own name is not among its bytes."""
+
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 1 << 42

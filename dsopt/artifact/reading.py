@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsopt.artifact.manifest import MANIFEST, MAX_FILES, MAX_MANIFEST_BYTES, read_manifest
+from dsopt.artifact.manifest import MANIFEST, MAX_FILES, MAX_MANIFEST_BYTES, ROOT, SUFFIX, read_manifest
 from dsopt.errors import ArtifactError, ReadError
 from dsopt.zip_limits import LIMITS, open_zip
 
@@ -79,6 +79,18 @@ class LazyFiles(Mapping[str, bytes]):
         wanted = self._described[name]
         if len(content) != wanted["bytes"] or hashlib.sha256(content).hexdigest() != wanted["sha256"]:
             raise ArtifactError("DS0802", f"{name} in {self._path} is truncated or altered", fix=_AGAIN)
+
+
+def is_artifact(path: Path) -> bool:
+    """Tell whether a path is meant as an artifact: a folder, a .dsopt file, or a file that begins as one."""
+    if path.is_dir() or path.suffix == SUFFIX:
+        return True
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(30 + len(ROOT))
+    except (OSError, ValueError):
+        return False
+    return head[:4] == b"PK\x03\x04" and head[30:] == ROOT.encode()
 
 
 def open_files(path: Path) -> tuple[dict[str, Any], LazyFiles]:

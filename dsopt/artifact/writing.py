@@ -11,12 +11,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from dsopt.artifact.manifest import KIND, MANIFEST, MAX_MANIFEST_BYTES
+from dsopt.artifact.manifest import KIND, MANIFEST, MAX_MANIFEST_BYTES, ROOT
 from dsopt.errors import WriteError
-
-ROOT = "artifact/"
-"""The folder inside a .dsopt file: fixed, so that the file's own name is not among its bytes."""
 
 ALIGNMENT = 64
 """Members of a .dsopt file begin at multiples of this, so that mapped weights suit vector loads."""
@@ -47,20 +45,35 @@ def write_archive(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> No
     """Write the files as one stored zip at `path`. An artifact that is there is replaced. Raises WriteError."""
     path = _resolved(path)
     _check_replaceable_file(path)
+    with _new_file(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for member, content in _members(manifest, files):
+            _store(archive, ROOT + member, content)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that becomes `path` when all went well."""
     with _explained(path), _parent(path) as parent:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=parent)
         new = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    for member, content in _members(manifest, files):
-                        _store(archive, ROOT + member, content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             new.chmod(0o666 & ~_umask())
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write one file beside `path` and rename it there. Raises WriteError, and nothing is then left behind."""
+    path = _resolved(path)
+    if path.is_dir():
+        raise WriteError("DS0806", f"{path} is a folder", fix="Name a file.")
+    with _new_file(path) as stream:
+        stream.write(content)
 
 
 def _members(manifest: bytes, files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:

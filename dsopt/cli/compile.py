@@ -1,0 +1,151 @@
+"""dsopt compile: model in, artifact out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsopt.cli.options import reading_models, speaking
+from dsopt.cli.output import Output, pairs, table
+from dsopt.errors import CheckError, UsageError
+
+if TYPE_CHECKING:
+    from dsopt.api import Build
+
+
+@click.command(short_help="Compile a model for a target.")
+@click.argument("model")
+@click.option(
+    "--target", "-t", required=True, help="What to compile for: cpu, cuda:sm_90, mcu:cortex-m4; see dsopt targets."
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path),
+    help="Folder to write, or one file if it ends in .dsopt. By default MODEL-TARGET in this folder.",
+)  # fmt: skip
+@click.option(
+    "--passes", help='Passes instead of the target\'s own, as "fold-batch-norm,fuse-activation"; see dsopt passes.'
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Inputs for calibration and for the check: an .npz with an array for each input.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1e-4,
+    show_default=True,
+    help="Largest max|a-b| / max|b| of an output.",
+)
+@click.option(
+    "--name", default="model", show_default=True, help="Prefix of the C functions of a microcontroller artifact."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--explain", is_flag=True, help="Say what each pass changed, and what it left alone and why.")
+@click.option(
+    "--dump", type=click.Path(file_okay=False, path_type=Path), help="Write the program after each pass to this folder."
+)
+@click.option(
+    "--fail-on", multiple=True, type=click.Choice(["skip", "fallback"]),
+    help="Fail if a pass left something alone (skip), or a layer runs in a slower place than the target's own (fallback).",
+)  # fmt: skip
+@reading_models
+@speaking
+def command(
+    console: Output, model: str, target: str, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
+    explain: bool, dump: Path | None, fail_on: tuple[str, ...], input: tuple[str, ...], dim: dict[str, int],
+    trust_pickle: bool, output: Path | None,
+) -> None:  # fmt: skip
+    """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory."""
+    from dsopt import api
+    from dsopt.target import parse_target
+
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", name):
+        raise UsageError("DS0909", f"--name {name!r} is no C identifier", fix="Use letters, digits and underscores.")
+    chosen = parse_target(target)
+    place = output or default_output(model, chosen.name)
+    with console.bars() as progress:
+        program = api.load_model(model, input, dim, trust_pickle)
+        build = api.build(
+            program, chosen, passes, data, name=name, seed=seed, tolerance=tolerance, dump=dump, progress=progress
+        )
+        _refuse(build, fail_on)
+        build.artifact.save(place)
+    console.result(_document(build, place), _text(build, place, explain))
+
+
+def default_output(model: str, target: str) -> Path:
+    """Return "resnet50-cpu" for "models.resnet:resnet50" or "a/resnet50.pt2" and "cpu"."""
+    stem = model.rpartition(":")[2] if ":" in model and not Path(model).exists() else Path(model).stem
+    return Path(f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', stem)}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', target)}")
+
+
+def fallbacks(build: Build) -> list[dict[str, Any]]:
+    """Return the layers that run elsewhere than the target's own code, each with a "fallback": why."""
+    return [dict(layer) for layer in build.artifact.manifest.get("layers", ()) if layer.get("fallback")]
+
+
+def _refuse(build: Build, fail_on: Sequence[str]) -> None:
+    found: list[str] = []
+    if "skip" in fail_on:
+        found += [f"{record.name}: {skip}" for record in build.records for skip in record.skips]
+    if "fallback" in fail_on:
+        found += [f"{layer.get('layer') or layer.get('node')}: {layer['fallback']}" for layer in fallbacks(build)]
+    if found:
+        raise CheckError(
+            "DS0920", f"{len(found)} places of the program are not as --fail-on asks", where="\n".join(found),
+            fix="change the model or the passes, or drop --fail-on; nothing was written",
+        )  # fmt: skip
+
+
+def _document(build: Build, place: Path) -> dict[str, Any]:
+    manifest = build.artifact.manifest
+    return {
+        "artifact": str(place), "target": build.artifact.target,
+        "inputs": manifest["inputs"], "outputs": manifest["outputs"],
+        "artifact_bytes": _byte_count(build), "memory": manifest.get("memory", {}),
+        "passes": [{**record.as_dict(), "seconds": record.seconds} for record in build.records],
+        "fallbacks": fallbacks(build),
+        "check": {**build.agreement.as_dict(), "max_relative_error": build.agreement.max_relative_error},
+    }  # fmt: skip
+
+
+def _text(build: Build, place: Path, explain: bool) -> str:
+    rows = [
+        (record.name, len(record.changes), len(record.skips), _change(record.nodes), _change(record.weight_bytes), f"{record.seconds:.2f}")
+        for record in build.records
+    ]  # fmt: skip
+    text = table(["pass", "changes", "skips", "nodes", "weight bytes", "seconds"], rows)
+    if explain:
+        for record in build.records:
+            lines = [
+                *(f"  changed  {line}" for line in record.changes),
+                *(f"  left     {line}" for line in record.skips),
+            ]
+            text += f"\n{record.name}\n" + "".join(f"{line}\n" for line in lines or ["  nothing to do"])
+    text += "\n" if text else ""
+    memory = build.artifact.manifest.get("memory", {})
+    agreement = build.agreement
+    checked = agreement.max_relative_error is not None
+    return text + pairs(
+        [
+            ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
+            *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
+            ("check", f"relative error {agreement.max_relative_error:.2g} on {agreement.data} inputs, {agreement.runs} runs" if checked
+             else f"not run here: {agreement.why_unchecked}"),
+            *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
+        ]
+    )  # fmt: skip
+
+
+def _change(counts: tuple[int, int]) -> str:
+    before, after = counts
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _byte_count(build: Build) -> int:
+    return sum(len(content) for content in build.artifact.files.values())

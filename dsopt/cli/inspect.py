@@ -1,0 +1,127 @@
+"""dsopt inspect: what a model holds and what keeps a target from running it, or what an artifact holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsopt.cli.options import reading_models, speaking
+from dsopt.cli.output import Output, pairs, table
+from dsopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsopt.artifact import Artifact
+    from dsopt.measure.inspect import Inspection
+
+
+@click.command(short_help="Show a model's layers, sizes and blockers, or what an artifact holds.")
+@click.argument("model")
+@click.option("--target", "-t", help="Also list everything that this target cannot run.")
+@click.option("--text", is_flag=True, help="Show the program itself, one line an operator.")
+@reading_models
+@speaking
+def command(
+    console: Output, model: str, target: str | None, text: bool, input: tuple[str, ...], dim: dict[str, int],
+    trust_pickle: bool,
+) -> int:  # fmt: skip
+    """Show what MODEL holds: layers, shapes, parameters, multiply-adds; with --target all blockers at once. Or an artifact's content.
+
+    Exits with 3 if the target cannot run the model.
+    """
+    from dsopt.artifact.reading import is_artifact
+
+    if is_artifact(Path(model)):
+        if target is not None or text:
+            raise UsageError(
+                "DS0909", f"{model} is an artifact, which is compiled already", fix="--target and --text are for models"
+            )
+        return _show_artifact(console, model)
+    from dsopt import api
+    from dsopt.measure.inspect import inspect
+    from dsopt.target import parse_target
+
+    chosen = None if target is None else parse_target(target)
+    with console.bars() as progress:
+        progress(0, 1, "reading")
+        program = api.load_model(model, input, dim, trust_pickle)
+        found = inspect(program, chosen)
+    console.result({"model": model, **found.as_dict()}, program.text() if text else _model_text(found))
+    return 3 if found.blockers else 0
+
+
+def _model_text(found: Inspection) -> str:
+    rows = [(each.layer, each.op, each.type, each.parameters, each.multiply_adds, each.source) for each in found.layers]
+    rows.append(("total", "", "", found.parameters, found.multiply_adds, ""))
+    head = pairs(
+        [
+            *((f"input {name}", kind) for name, kind in found.inputs),
+            *((f"state {name}", kind) for name, kind in found.states),
+            *((f"output {name}", kind) for name, kind in found.outputs),
+            *((f"size {name}", _range(*bounds)) for name, bounds in found.dims.items()),
+            ("weight bytes", found.weight_bytes),
+        ]
+    )
+    text = head + "\n" + table(["layer", "operator", "result", "parameters", "multiply-adds", "source"], rows)
+    if found.dims:
+        text += (
+            "Multiply-adds are those of the example: " + ", ".join(f"{n}={b[2]}" for n, b in found.dims.items()) + ".\n"
+        )
+    if found.blockers is None:
+        return text
+    if not found.blockers:
+        return text + f"\n{found.target} can run all of it.\n"
+    lines = "".join(f"  {blocker}\n" for blocker in found.blockers)
+    return text + f"\n{found.target} cannot run {len(found.blockers)} of these:\n{lines}"
+
+
+def _range(low: int, high: int | None, example: int) -> str:
+    return f"{low} to {'any' if high is None else high}, {example} in the example"
+
+
+def _show_artifact(console: Output, path: str) -> int:
+    from dsopt.artifact import load_artifact
+
+    artifact = load_artifact(path)
+    for name in artifact.files:
+        artifact.view(name)  # compares every hash
+    manifest = artifact.manifest
+    document = {"artifact": path, **{key: manifest[key] for key in sorted(manifest) if key not in ("kind", "schema")}}
+    console.result(document, _artifact_text(artifact))
+    return 0
+
+
+def _artifact_text(artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    head = pairs(
+        [
+            ("target", artifact.target),
+            *((f"input {entry['name']}", _tensor(entry)) for entry in manifest["inputs"]),
+            *((f"state {entry['name']}", _tensor(entry)) for entry in manifest.get("states", ())),
+            *((f"output {entry['name']}", _tensor(entry)) for entry in manifest["outputs"]),
+            *((f"size {name}", f"{entry['min']} to {entry['max'] or 'any'}") for name, entry in sorted(manifest.get("dims", {}).items())),
+            *((key.replace("_", " "), value) for key, value in sorted(manifest.get("memory", {}).items()) if isinstance(value, int)),
+            ("passes", ", ".join(entry["name"] for entry in manifest.get("passes", ()))),
+        ]
+    )  # fmt: skip
+    files = table(
+        ["file", "bytes", "sha256"], [(n, e["bytes"], e["sha256"][:16]) for n, e in sorted(manifest["files"].items())]
+    )
+    return head + "\n" + _layers_text(manifest.get("layers", ())) + files
+
+
+def _layers_text(layers: Sequence[Any]) -> str:
+    rows = [
+        (entry.get("layer", ""), entry.get("op", ""), entry.get("shape"), entry.get("multiply_adds"), entry.get("instructions"))
+        for entry in layers
+    ]  # fmt: skip
+    header = ["layer", "operator", "shape", "multiply-adds", "instructions"]
+    used = [column for column in range(len(header)) if any(row[column] not in (None, "") for row in rows)]
+    text = table([header[column] for column in used], [[row[column] for column in used] for row in rows])
+    return text + "\n" if text else ""
+
+
+def _tensor(entry: Any) -> str:
+    return f"{entry['dtype']}[{', '.join(str(size) for size in entry['shape'])}]"

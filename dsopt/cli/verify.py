@@ -1,0 +1,79 @@
+"""dsopt verify: does an artifact give what its model gives, and which layer is the first that does not?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dsopt.cli.options import reading_models, speaking
+from dsopt.cli.output import Output, table
+
+if TYPE_CHECKING:
+    from dsopt.measure.verify import Verification
+
+
+@click.command(short_help="Compare an artifact with its model.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--against", required=True, metavar="MODEL", help="The model that it was compiled from.")
+@click.option(
+    "--inputs",
+    default="random",
+    show_default=True,
+    metavar="FILE.npz|random",
+    help="An .npz with an array for each input, or random ones.",
+)
+@click.option("--bisect", is_flag=True, help="Compare layer by layer and name the first that differs.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1e-4,
+    show_default=True,
+    help="Largest max|a-b| / max|b| of an output.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random inputs.")
+@reading_models
+@speaking
+def command(
+    console: Output, artifact: Path, against: str, inputs: str, bisect: bool, tolerance: float, seed: int,
+    input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool,
+) -> int:  # fmt: skip
+    """Run ARTIFACT and its model on the same inputs and compare every output. Exits with 1 if they differ."""
+    from dsopt import api
+    from dsopt.artifact import load_artifact
+    from dsopt.feeds import read_npz, split_feeds
+    from dsopt.measure.verify import verify
+
+    opened = load_artifact(artifact)
+    feeds = None if inputs == "random" else split_feeds(read_npz(inputs), opened.manifest["inputs"])
+    with console.bars() as progress:
+        progress(0, 1, "reading")
+        program = api.load_model(against, input, dim, trust_pickle)
+        found = verify(opened, program, feeds, bisect=bisect, tolerance=tolerance, seed=seed, progress=progress)
+    console.result({"artifact": str(artifact), "model": against, **found.as_dict()}, _text(found, bisect))
+    return 0 if found.agrees else 1
+
+
+def _text(found: Verification, bisect: bool) -> str:
+    rows = [
+        (each.name, each.relative_error, each.largest_difference, "agrees" if each.relative_error <= found.tolerance else "DIFFERS")
+        for each in found.outputs
+    ]  # fmt: skip
+    text = table(["output", "max|a-b| / max|b|", "max|a-b|", ""], rows)
+    if bisect:
+        text += "\n" + table(
+            ["layer", "operator", "max|a-b| / max|b|"],
+            [(e.layer or e.node, e.op, e.relative_error) for e in found.layers],
+        )
+        first = found.first_difference
+        if first is not None:
+            place = "".join(f" {word} {name}" for word, name in (("in", first.layer), ("at", first.source)) if name)
+            text += f"\nThe first layer that differs is %{first.node} {first.op}{place}: relative error {first.relative_error:.3g}.\n"
+        else:
+            text += f"\nNo layer differs by more than {found.tolerance:g}.\n"
+    verdict = "agrees with" if found.agrees else "differs from"
+    return (
+        text
+        + f"\n{found.target} {verdict} the model on {found.runs} {'run' if found.runs == 1 else 'runs'} (tolerance {found.tolerance:g}).\n"
+    )

@@ -1,0 +1,51 @@
+"""Bring a program to the form that an artifact was built from: the sizes that were fixed, and the passes that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsopt.dims import solve
+from dsopt.errors import UsageError
+from dsopt.ir import Program
+from dsopt.passes.base import PassContext, PassManager, parse_pipeline
+from dsopt.target import parse_target
+
+
+def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
+    """Fix the varying sizes that the artifact has as numbers. Raises UsageError where inputs differ in name, rank, dtype or size."""
+    ours = {
+        spec.name: (program.shape(node), str(program.dtype(node)).removeprefix("torch."))
+        for spec, node in zip(program.signature.inputs, program.inputs, strict=True)
+    }
+    theirs = {entry["name"]: (tuple(entry["shape"]), entry["dtype"]) for entry in manifest["inputs"]}
+    problems: list[str] = []
+    if set(ours) != set(theirs):
+        problems.append(
+            f"inputs of the model: {', '.join(ours) or 'none'}; of the artifact: {', '.join(theirs) or 'none'}"
+        )
+    sizes: dict[str, int] = {}
+    for name in sorted(set(ours) & set(theirs)):
+        (shape, dtype), (wanted, wanted_dtype) = ours[name], theirs[name]
+        if dtype != wanted_dtype or len(shape) != len(wanted):
+            problems.append(f"{name}: {dtype}{list(shape)} in the model, {wanted_dtype}{list(wanted)} in the artifact")
+            continue
+        for mine, built in zip(shape, wanted, strict=True):
+            if isinstance(mine, str) and isinstance(built, int):
+                sizes |= solve(mine, built, sizes)
+            elif isinstance(mine, int) and mine != built:
+                problems.append(f"{name}: {list(shape)} in the model, {list(wanted)} in the artifact")
+                break
+    if problems:
+        raise UsageError(
+            "DS0451", "the model is not the one that the artifact was built from", where="\n".join(problems),
+            fix="give the model and the --input or --dim options that it was compiled with",
+        )  # fmt: skip
+    return program.specialize(sizes) if sizes else program
+
+
+def rewritten_like(program: Program, manifest: Mapping[str, Any]) -> Program:
+    """Run the passes that the artifact records, so that nodes have the names that its layers have."""
+    passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
+    target = parse_target(manifest["target"])
+    return PassManager(passes).run(program, PassContext(target=target))[0]

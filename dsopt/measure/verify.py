@@ -1,0 +1,173 @@
+"""Does an artifact give what its model gives, and if not, which layer is the first that differs?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsopt.artifact import Artifact
+from dsopt.backends.check import relative_error
+from dsopt.errors import UsageError
+from dsopt.feeds import Array, Feed
+from dsopt.ir import Program, example_inputs
+from dsopt.ir.interpret import evaluate_all
+from dsopt.measure.match import rewritten_like, specialized_like
+from dsopt.runtime import Session
+
+Progress = Callable[[int, int, str], None]
+States = Mapping[str, Tensor]
+
+_SEEDED_RUNS_WITH_STATE = 3
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """How an output compares over all runs. relative_error: max|a-b| / max|b|, inf where shape, dtype or NaNs differ."""
+
+    name: str
+    relative_error: float
+    largest_difference: float
+    worst_run: int
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """How the result of one layer compares, in the run where the outputs differed most."""
+
+    node: str
+    layer: str
+    op: str
+    source: str
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. layers: with bisection only, in the order of execution."""
+
+    target: str
+    runs: int
+    tolerance: float
+    outputs: tuple[OutputAgreement, ...]
+    layers: tuple[LayerAgreement, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Tell whether every output is within the tolerance."""
+        return all(each.relative_error <= self.tolerance for each in self.outputs)
+
+    @property
+    def first_difference(self) -> LayerAgreement | None:
+        """Return the first layer beyond the tolerance; None if there is none, or without bisection."""
+        return next((each for each in self.layers if not each.relative_error <= self.tolerance), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        first = self.first_difference
+        return {
+            "target": self.target, "runs": self.runs, "tolerance": self.tolerance, "agrees": self.agrees,
+            "norm": "max|a-b| / max|b|", "outputs": [asdict(each) for each in self.outputs],
+            "layers": [asdict(each) for each in self.layers], "first_difference": None if first is None else asdict(first),
+        }  # fmt: skip
+
+
+def verify(
+    artifact: Artifact,
+    program: Program,
+    feeds: Sequence[Feed] | None = None,
+    *,
+    bisect: bool = False,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run artifact and program on the same inputs, carrying states from run to run, and compare every output.
+
+    feeds: {input name: array} for each run; seeded ones if not given.  bisect: also compare layer by layer, in the run with the
+    largest error.  Raises UsageError if the program is not the one that the artifact was built from.
+    """
+    program = specialized_like(program, artifact.manifest)
+    runs = _runs(program, feeds, seed)
+    with Session(artifact) as session:
+        outputs = _compare_outputs(session, program, runs, progress)
+        layers: tuple[LayerAgreement, ...] = ()
+        if bisect:
+            worst = max(outputs, key=lambda each: each.relative_error, default=None)
+            layers = _compare_layers(session, program, runs[: worst.worst_run + 1 if worst else 1])
+    return Verification(artifact.target, len(runs), tolerance, outputs, layers)
+
+
+def _runs(program: Program, feeds: Sequence[Feed] | None, seed: int) -> list[tuple[Tensor, ...]]:
+    if feeds is None:
+        count = _SEEDED_RUNS_WITH_STATE if program.states else 1
+        return [example_inputs(program, seed=seed + step) for step in range(count)]
+    if not feeds:
+        raise UsageError("DS0452", "the inputs hold no sample", fix="give at least one")
+    names = [spec.name for spec in program.signature.inputs]
+    # Arrays mapped read-only or with negative strides are no memory that torch takes.
+    return [tuple(torch.from_numpy(np.array(feed[name], order="C")) for name in names) for feed in feeds]
+
+
+def _named(program: Program, inputs: tuple[Tensor, ...]) -> dict[str, Array]:
+    return {spec.name: value.numpy() for spec, value in zip(program.signature.inputs, inputs, strict=True)}
+
+
+def _compare_outputs(
+    session: Session, program: Program, runs: Sequence[tuple[Tensor, ...]], progress: Progress | None
+) -> tuple[OutputAgreement, ...]:
+    session.reset()
+    states: States | None = None
+    names = [spec.name for spec in program.signature.outputs]
+    worst: dict[str, OutputAgreement] = {}
+    for number, inputs in enumerate(runs):
+        if progress:
+            progress(number, len(runs), "comparing")
+        got = session.run_flat(_named(program, inputs))
+        wanted, states = program.run_stateful(inputs, states)
+        for name, value in zip(names, wanted, strict=True):
+            want = value.detach().numpy()
+            error = relative_error(got[name], want)
+            if name not in worst or not error <= worst[name].relative_error:
+                worst[name] = OutputAgreement(name, error, _largest_difference(got[name], want), number)
+    return tuple(worst[name] for name in names)
+
+
+def _largest_difference(got: Array, want: Array) -> float:
+    if got.shape != want.shape:
+        return float("inf")
+    difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    return float(np.nanmax(difference)) if difference.size and not np.isnan(difference).all() else 0.0
+
+
+def _compare_layers(
+    session: Session, program: Program, runs: Sequence[tuple[Tensor, ...]]
+) -> tuple[LayerAgreement, ...]:
+    """Compare layers in the last of `runs`, from the states that the runs before it leave behind on either side."""
+    rewritten = rewritten_like(program, session.artifact.manifest)
+    session.reset()
+    states: States | None = None
+    for inputs in runs[:-1]:
+        session.run_flat(_named(program, inputs))
+        _, states = rewritten.run_stateful(inputs, states)
+    got = session.trace(_named(program, runs[-1]))
+    with torch.no_grad():
+        values = evaluate_all(rewritten.graph, rewritten.bind(runs[-1], states))
+    want = {node.name: (node, value) for node, value in values.items()}
+    compared: list[LayerAgreement] = []
+    for entry in session.artifact.manifest.get("layers", ()):
+        name = str(entry.get("node", ""))
+        if name not in got or name not in want or not isinstance(want[name][1], Tensor):
+            continue
+        node, value = want[name]
+        compared.append(
+            LayerAgreement(
+                name, rewritten.layer(node), str(node.target), rewritten.source(node),
+                relative_error(got[name], value.detach().numpy()),
+            )
+        )  # fmt: skip
+    return tuple(compared)
