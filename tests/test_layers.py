@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "dsopt"
 
-BASE = {"errors", "nesting", "zip_limits", "target"}
+BASE = {"dims", "errors", "nesting", "zip_limits", "target"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     # layer: (may import of dsopt, may import of others)
     "cli": (
