@@ -15,11 +15,13 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from dsopt.ir import torch_private as private
+from dsopt.ir.regions import inline_regions
 
 
 def functional_graph(exported: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:
     """Return an exported program and a graph equal to its own without mutating operators; the one given is left as it is."""
     graph = private.copy_graph(exported.graph)
+    inline_regions(graph, exported.graph_module)
     for node in list(graph.nodes):
         if private.schema_mutates(node.target):
             _rename(node)
@@ -28,7 +30,9 @@ def functional_graph(exported: ExportedProgram) -> tuple[ExportedProgram, fx.Gra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own internals here
         functional = exported.run_decompositions({})
-    return functional, functional.graph
+    graph = private.copy_graph(functional.graph)
+    inline_regions(graph, functional.graph_module)
+    return functional, graph
 
 
 def _rename(node: fx.Node) -> None:

@@ -247,9 +247,28 @@ def rebuild_exported_program(
     from torch._export.serde import schema, serialize
 
     program = serialize._dict_to_dataclass(schema.ExportedProgram, document)  # type: ignore[no-untyped-call]
-    rebuilt = serialize.ExportedProgramDeserializer().deserialize(program, state, constants)
+    with _sizes_of_torch(serialize.GraphModuleDeserializer):
+        rebuilt = serialize.ExportedProgramDeserializer().deserialize(program, state, constants)
     assert isinstance(rebuilt, torch.export.ExportedProgram)
     return rebuilt
+
+
+@contextmanager
+def _sizes_of_torch(deserializer: Any) -> Iterator[None]:
+    """Let Max and Min in sizes be torch's own: sympy's, which torch reads by default, are not equal to those of its operators."""
+    from torch.utils._sympy.functions import Max, Min
+
+    parse = deserializer._parse_sym_expr
+
+    def parse_with_ours(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.sympy_functions |= {"Max": Max, "Min": Min}
+        return parse(self, *args, **kwargs)
+
+    deserializer._parse_sym_expr = parse_with_ours
+    try:
+        yield
+    finally:
+        deserializer._parse_sym_expr = parse
 
 
 def register_operators(namespace: str) -> None:
