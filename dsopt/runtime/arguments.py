@@ -77,42 +77,6 @@ class CallBinder:
         return sorted({*self._arguments, *self._leaves})
 
 
-class RepeatedCall:
-    """Recognise a call like the last one that fitted, whose arrays need no second check.
-
-    Checking takes about 20 microseconds, which is more than a small network; comparing with the last call takes one.
-    Only models whose arguments are plain tensors are recognised, called by position or by the tensors' own names.
-    """
-
-    def __init__(self, input_tree: Tree) -> None:
-        positional, keywords = input_tree["tuple"][0]["tuple"], input_tree["tuple"][1]["dict"]
-        arguments = [*positional, *(tree for _, tree in keywords)]
-        self._is_plain = all(isinstance(tree, str) for tree in arguments)
-        self._positional: list[str] = positional if self._is_plain else []
-        self._last: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-
-    def remember(self, feeds: Mapping[str, Array]) -> None:
-        """Keep the dtypes and shapes of arrays that were checked."""
-        if self._is_plain:
-            self._last = {name: (array.dtype, array.shape) for name, array in feeds.items()}
-
-    def match(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array] | None:
-        """Return {flat name: array} if all are contiguous arrays of the dtypes and shapes of the last call, else None."""
-        last = self._last
-        if len(inputs) + len(named) != len(last) or len(inputs) > len(self._positional):
-            return None
-        feeds = dict(zip(self._positional, inputs, strict=False))
-        feeds.update(named)
-        for name, value in feeds.items():
-            # A subclass may be masked, or have an order of its own.
-            if type(value) is not np.ndarray or name not in last or not value.flags.c_contiguous:
-                return None
-            dtype, shape = last[name]
-            if value.shape != shape or value.dtype != dtype:
-                return None
-        return feeds if len(feeds) == len(last) else None
-
-
 def _mismatch(argument: str, problems: list[str]) -> Any:
     def note(path: str, tree: Tree, value: Any) -> None:
         kind, children = next(iter(tree.items()))

@@ -16,7 +16,7 @@ import numpy as np
 from dsopt.artifact import Artifact, load_artifact
 from dsopt.errors import ArtifactError, InputError, ToolchainError, UsageError
 from dsopt.nesting import unflatten
-from dsopt.runtime.arguments import CallBinder, DimRange, RepeatedCall, TensorSpec, check_feeds
+from dsopt.runtime.arguments import CallBinder, DimRange, TensorSpec, check_feeds
 from dsopt.runtime.arrays import Array
 from dsopt.runtime.executor import Executor, Profile, ProfilingExecutor, TracingExecutor
 
@@ -55,7 +55,6 @@ class Session:
         self.dims = {name: DimRange(entry["min"], entry["max"]) for name, entry in manifest.get("dims", {}).items()}
         self._output_tree = manifest["output_tree"]
         self._binder = CallBinder(manifest["input_tree"], manifest.get("argument_names", ()))
-        self._repeated = RepeatedCall(manifest["input_tree"])
         self._state_names = {state["input"]: state["output"] for state in manifest.get("states", ())}
         self._first_states = {
             state["input"]: _first_value(self.artifact, state) for state in manifest.get("states", ())
@@ -72,10 +71,7 @@ class Session:
         model returned, with NumPy arrays in the place of tensors. Raises InputError naming everything that does not fit; the
         session and its state are then as before.
         """
-        feeds = self._repeated.match(inputs, named)
-        if feeds is None:
-            feeds = self._bind(inputs, named)
-            self._repeated.remember(feeds)
+        feeds = self._bind(inputs, named)
         return unflatten(self._output_tree, self._step(feeds))
 
     def run_flat(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
