@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,14 @@ def _blocks(path: Path) -> list[tuple[str, str]]:
 def test_the_code_blocks_of_a_document_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    names: dict[str, object] = {"__name__": "documented"}
+    module = types.ModuleType("documented")
+    monkeypatch.setitem(sys.modules, "documented", module)
     for kind, text in _blocks(path):
         if kind == "python":
             first = re.match(r"# (\w+\.py)\n", text)
             if first:
                 (tmp_path / first[1]).write_text(text, encoding="utf-8")
-            exec(compile(text, str(path), "exec"), names)
+            exec(compile(text, str(path), "exec"), module.__dict__)
         else:
             _run_console(text)
 
