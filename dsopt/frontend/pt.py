@@ -28,7 +28,7 @@ def read_pt(path: Path, trust_pickle: bool = False) -> torch.export.ExportedProg
     a model, DS0154 if the trusted file fails to load or holds no module. Raises ReadError if the file is damaged or no .pt.
     """
     kind = sniff(path)
-    if kind is Kind.PT2:
+    if kind in (Kind.PT2, Kind.COMPILED_PT2):  # the latter is answered with what it lacks
         return read_pt2(path)
     if kind is Kind.TORCHSCRIPT:
         raise CaptureError(

@@ -32,6 +32,7 @@ def read_pt2(path: Path) -> torch.export.ExportedProgram:
     """
     with open_zip(path) as archive:
         program, state, constants = _read_old(archive) if _OLD_PROGRAM in archive else _read_new(archive, path)
+    _check_calling_convention(program)
     _check_weights(program, state, constants)
     try:
         return rebuild_exported_program(program, state, constants)
@@ -76,6 +77,23 @@ def _no_single_program(archive: BoundedZip, path: Path, models: list[str]) -> Re
         why = "It was compiled by AOTInductor: the graph is no longer in it."
         return ReadError("DS0150", f"{path} holds machine code and no exported program", why=why, fix=_AGAIN)
     return ReadError("DS0150", f"{path} holds no exported program", fix=_AGAIN)
+
+
+def _check_calling_convention(program: dict[str, Any]) -> None:
+    """Raise ReadError DS0144 unless the nesting of the inputs and outputs has as many leaves as the graph takes and gives."""
+    module, entries = program["graph_module"], program["graph_module"]["module_call_graph"]
+    signature = entries[0].get("signature") if entries and entries[0]["fqn"] == "" else None
+    if signature is None:
+        raise ReadError("DS0144", "the program does not say how its inputs and outputs are nested", fix=_AGAIN)
+    specs = module["signature"]
+    counts = {
+        "inputs": ("in_spec", sum("user_input" in spec or "constant_input" in spec for spec in specs["input_specs"])),
+        "outputs": ("out_spec", sum("user_output" in spec for spec in specs["output_specs"])),
+    }
+    for noun, (key, count) in counts.items():
+        leaves = signature[key].count('"type": null')
+        if leaves != count:
+            raise ReadError("DS0144", f"the program has {count} {noun} and nests {leaves}", fix=_AGAIN)
 
 
 def _check_weights(program: dict[str, Any], state: dict[str, Tensor], constants: dict[str, Tensor]) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
 
 from dsopt.errors import CaptureError
 from dsopt.frontend.diagnose import explain_export_failure
 from dsopt.frontend.export import export_module
+from dsopt.ir.torch_private import guards_name_model_lines
 
 
 class Expected(NamedTuple):
@@ -330,3 +332,10 @@ def test_any_exception_gets_an_answer(error: Exception) -> None:
 def test_an_answer_is_not_explained_twice() -> None:
     error = CaptureError("DS0120", "known")
     assert explain_export_failure(error) is error
+
+
+def test_torch_is_left_as_it_was_after_an_export() -> None:
+    before = set(uninteresting_files())
+    with guards_name_model_lines():
+        assert uninteresting_files() > before
+    assert uninteresting_files() == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_a_trusted_pickle_of_a_class_that_is_not_here_says_so(tmp_path: Path) ->
     (tmp_path / "m.pt").write_bytes(b"\x80\x02cnot_installed_here\nNet\n)\x81.")
     error = refusal(tmp_path / "m.pt", trust_pickle=True)
     assert error.code == "DS0154"
+
+
+def test_machine_code_of_aotinductor_is_answered_with_how_to_export(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data/aotinductor/model/a.so", "x")
+    with pytest.raises(ReadError, match="holds machine code and no exported program") as caught:
+        read_pt(tmp_path / "m.pt2")
+    assert caught.value.code == "DS0150"
 
 
 def test_another_kind_of_file_is_named(tmp_path: Path) -> None:

@@ -393,6 +393,23 @@ def test_an_archive_without_a_weight_names_it(honest: Path, tmp_path: Path) -> N
     assert "'linear.bias'" in refusal(altered(honest, tmp_path / "m.pt2", {WEIGHTS: json_edit(change)})).what
 
 
+@pytest.mark.parametrize("change", ["no entries", "no signature", "another leaf"])
+def test_nesting_that_does_not_fit_the_graph_is_refused(change: str, honest: Path, tmp_path: Path) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        entries = document["graph_module"]["module_call_graph"]
+        if change == "no entries":
+            entries.clear()
+        elif change == "no signature":
+            entries[0]["signature"] = None
+        else:
+            entries[0]["signature"]["out_spec"] = entries[0]["signature"]["in_spec"].replace(
+                "builtins.dict", "builtins.x"
+            )
+            entries[0]["signature"]["in_spec"] = '[1, {"type": null, "context": null, "children_spec": []}]'
+
+    assert refusal(altered(honest, tmp_path / "m.pt2", {MODEL: json_edit(edit)})).code in ("DS0144", "DS0145")
+
+
 def test_control_characters_of_a_file_do_not_reach_the_terminal(honest: Path, tmp_path: Path) -> None:
     path = altered(
         honest, tmp_path / "m.pt2", {MODEL: text_edit(("torch.ops.aten.add.Tensor", "\\u001b]0;owned\\u0007"))}
