@@ -31,6 +31,7 @@ DTYPES = frozenset(["bool", *_INTEGERS, "float16", "bfloat16", "float32", "float
 _MAX_RANK = 64
 _MAX_SIZE = 1 << 48
 _MAX_DEPTH = 16
+_MAX_TREE_DEPTH = 100
 _NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -219,12 +220,24 @@ def _check_states(manifest: Mapping[str, Any], refuse: Refuse, inputs: list[str]
 
 
 def _check_tree(tree: Any, key: str, names: list[str], refuse: Refuse) -> None:
+    level, depth = [tree], 0
+    while level:
+        if depth > _MAX_TREE_DEPTH:
+            raise refuse(f"{key!r} is nested more than {_MAX_TREE_DEPTH} deep")
+        level = [child for node in level for child in _children(node)]
+        depth += 1
     try:
         found = list(leaves(tree))
     except (ValueError, TypeError) as error:
         raise refuse(f"{key!r} is no tree of names: {str(error)[:200]}") from error
     if sorted(found) != sorted(names):
         raise refuse(f"{key!r} names {str(found)[:200]}, and not {str(names)[:200]}")
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, Mapping):
+        return list(node.values())
+    return list(node) if isinstance(node, (list, tuple)) else []
 
 
 def _check_call(manifest: Mapping[str, Any], refuse: Refuse) -> None:
