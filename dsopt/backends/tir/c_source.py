@@ -20,19 +20,18 @@ C_TYPES = {"float32": "float", "int64": "int64_t", "int32": "int32_t", "int16": 
 _INFIX = {
     "Mul": ("*", 12), "Div": ("/", 12), "Mod": ("%", 12), "Add": ("+", 11), "Sub": ("-", 11), "LT": ("<", 9), "LE": ("<=", 9),
     "GT": (">", 9), "GE": (">=", 9), "EQ": ("==", 8), "NE": ("!=", 8), "And": ("&&", 4), "Or": ("||", 3),
+    "BitwiseAnd": ("&", 7), "BitwiseOr": ("|", 5), "BitwiseXor": ("^", 6),
 }  # fmt: skip
 _INFIX_CALLS = {
-    "tirx.bitwise_and": ("&", 7), "tirx.bitwise_or": ("|", 5), "tirx.bitwise_xor": ("^", 6), "tirx.shift_left": ("<<", 10),
-    "tirx.shift_right": (">>", 10),
+    "bitwise_and": ("&", 7), "bitwise_or": ("|", 5), "bitwise_xor": ("^", 6), "shift_left": ("<<", 10), "shift_right": (">>", 10),
 }  # fmt: skip
 _UNARY, _PRIMARY, _TERNARY = 13, 14, 2
 
 _MATH = {
-    "tirx.exp": "expf", "tirx.log": "logf", "tirx.log1p": "log1pf", "tirx.tanh": "tanhf", "tirx.erf": "erff", "tirx.sqrt": "sqrtf",
-    "tirx.sin": "sinf", "tirx.cos": "cosf", "tirx.pow": "powf", "tirx.floor": "floorf", "tirx.ceil": "ceilf",
-    "tirx.trunc": "truncf", "tirx.nearbyint": "rintf", "tirx.fabs": "fabsf", "tirx.atan2": "atan2f",
+    "exp": "expf", "log": "logf", "log1p": "log1pf", "tanh": "tanhf", "erf": "erff", "sqrt": "sqrtf", "sin": "sinf", "cos": "cosf",
+    "pow": "powf", "floor": "floorf", "ceil": "ceilf", "trunc": "truncf", "nearbyint": "rintf", "fabs": "fabsf", "atan2": "atan2f",
 }  # fmt: skip
-_EXTERN = {"expm1f": "expm1f"}
+_EXTERN = ("expm1f", "powf")
 
 
 @dataclass
@@ -161,8 +160,8 @@ class _Printer:
                 self._statement(stmt.else_case)
 
     def _bind(self, stmt: Stmt) -> None:
-        value = self._expression(stmt.value)
-        self._line(f"const {C_TYPES[str(stmt.var.ty.dtype)]} {self._name(stmt.var)} = {value};")
+        dtype = str(stmt.var.ty.dtype)
+        self._line(f"const {C_TYPES[dtype]} {self._name(stmt.var)} = {self._narrow(stmt.value, dtype)};")
 
     def _allocbuffer(self, stmt: Stmt) -> None:
         name, kind = self._name(stmt.buffer), C_TYPES[str(stmt.buffer.dtype)]
@@ -174,7 +173,7 @@ class _Printer:
 
     def _bufferstore(self, stmt: Stmt) -> None:
         name = self._name(stmt.buffer)
-        value = self._expression(stmt.value)
+        value = self._narrow(stmt.value, str(stmt.buffer.dtype))
         self.stored.add(name)
         self.used.add(name)
         pending = self._scopes[-1].pending
@@ -186,6 +185,13 @@ class _Printer:
             self._line(f"{place} += {value[len(place) + 3 :]};")
             return
         self._line(f"{place} = {value};")
+
+    def _narrow(self, expr: Expr, dtype: str) -> str:
+        """Return a value to be stored; C computes in int at least, so a narrower result is cast back by name."""
+        plain = type(expr).__name__ in ("Cast", "IntImm", "TensorLoad", "BufferLoad", "Var")
+        if dtype in ("int8", "int16", "uint8") and not plain:
+            return f"({C_TYPES[dtype]}){self._expression(expr, _UNARY)}"
+        return self._expression(expr)
 
     def _evaluate(self, stmt: Stmt) -> None:
         if type(stmt.value).__name__ != "IntImm":
@@ -223,10 +229,9 @@ class _Printer:
         return handler(expr)
 
     def _infix(self, operator: str, level: int, a: Expr, b: Expr) -> tuple[str, int]:
-        # comparisons and bit operators inside one another get parentheses, as -Wparentheses asks
-        left = 9 if level == 8 else level + (level in (5, 6, 7, 10) and 5)
-        if operator in ("||", "&&"):
-            left = level if operator == "&&" else 8
+        # operands of comparisons and bit operators get parentheses unless they are arithmetic, and those of || and && unless they
+        # are comparisons: what -Wparentheses asks for, and what a reader need not look up
+        left = {8: 10, 9: 10, 5: 12, 6: 12, 7: 12, 10: 12, 4: 8, 3: 8}.get(level, level)
         return f"{self._expression(a, left)} {operator} {self._expression(b, max(level + 1, left))}", level
 
     def _intimm_expr(self, expr: Expr) -> tuple[str, int]:
@@ -278,13 +283,16 @@ class _Printer:
         return text, _TERNARY
 
     def _call_expr(self, expr: Expr) -> tuple[str, int]:
-        name = str(expr.op.name)
+        name = str(expr.op.name).rpartition(".")[
+            2
+        ]  # TVM files an operator under prim, tirx or ir, and moves them about
         if name in _INFIX_CALLS:
             return self._infix(*_INFIX_CALLS[name], *expr.args)
-        if name.endswith(".if_then_else"):
+        if name == "if_then_else":
             return self._ternary(*expr.args)
-        if name == "tirx.call_pure_extern":
-            return self._helper(_EXTERN[str(expr.args[0].value)], list(expr.args[1:]))
+        if name == "call_pure_extern":
+            assert str(expr.args[0].value) in _EXTERN
+            return self._helper(str(expr.args[0].value), list(expr.args[1:]))
         if name not in _MATH:
             raise NotImplementedError(f"no C form of the intrinsic {name}")
         return self._helper(_MATH[name], list(expr.args))

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from dsopt.backends.base import Blocker
 from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
 from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.decompose import decompose
 from dsopt.backends.tir.program import ITEM_BYTES, Buffer, BufferKind, Kernel, LoopProgram, State
 from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, RefusedError, identifier
 from dsopt.ir import Program
@@ -45,6 +47,16 @@ def tir_dtype(dtype: torch.dtype) -> str:
     return name
 
 
+class _DependsError(RefusedError):
+    """A node needs the result of one that was refused; only the first is shown to the user."""
+
+
+_CHECKS = frozenset(
+    {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range_for_size.default"}
+)
+"""Checks of what the exporter assumed: true by construction once the sizes are fixed."""
+
+
 class _Lowerer:
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -54,8 +66,11 @@ class _Lowerer:
         self.values: dict[fx.Node, Any] = {}
         self._kernel_names: set[str] = set()
         self._buffer_names: set[str] = set()
+        self._extra: dict[str, Any] = {}
+        self._nested = 0
         self._order = {node: number for number, node in enumerate(program.graph.nodes)}
         self._node: fx.Node = program.output_node
+        self._current: fx.Node = program.output_node
 
     # ---- the protocol of Context ----
 
@@ -74,7 +89,7 @@ class _Lowerer:
         )  # fmt: skip
 
     def layouts(self) -> tuple[Layout, ...]:
-        node = self._node
+        node = self._current
         arguments = [_on_meta(value) for value in node.args]
         options = {key: _on_meta(value) for key, value in node.kwargs.items()}
         results = node.target(*arguments, **options)  # type: ignore[operator]
@@ -83,7 +98,7 @@ class _Lowerer:
 
     def may_overwrite(self, target: Buffer) -> bool:
         root = self.root(target)
-        if root.kind not in ("temp", "state"):
+        if self._nested or root.kind not in ("temp", "state"):
             return False
         if root.kind == "state" and not any(
             state.update is self._node and self.values[state.placeholder].name == root.name
@@ -108,9 +123,41 @@ class _Lowerer:
                     self._placeholder(node)
                 elif node.op == "call_function":
                     self.values[node] = self._call(node)
+            except _DependsError:
+                self.values[node] = None
             except RefusedError as refusal:
                 self.blockers.append(Blocker.of(self.program, node, refusal.why, refusal.fix))
                 self.values[node] = None
+
+    def _inline(self, node: fx.Node) -> Any:
+        """Lower an operator without a lowering through the simpler operators that torch defines it by."""
+        name = str(node.target)
+        traced = decompose(node)
+        if traced is None:
+            raise RefusedError(f"{name} has no loop form yet", _nearest(name))
+        leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
+        given = iter(
+            leaf for leaf in leaves if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
+        )
+        self._nested += 1
+        try:
+            for inner in traced.graph.nodes:
+                if inner.op == "placeholder":
+                    self.values[inner] = self._argument(next(given))
+                elif inner.op == "get_attr":
+                    self.values[inner] = self._constant(inner, getattr(traced, str(inner.target)))
+                elif inner.op == "call_function":
+                    self.values[inner] = self._call(inner)
+        finally:
+            self._nested -= 1
+        results = traced.graph.output_node().args[0]
+        return self._argument(results)
+
+    def _constant(self, node: fx.Node, value: torch.Tensor) -> Buffer:
+        shape, dtype = self._typed(value)
+        buffer = self._declare(f"constant_{node.target}", shape, dtype, "weight", None)
+        self._extra[buffer.name] = value.detach().contiguous().numpy()
+        return buffer
 
     def _declare(self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None) -> Buffer:
         buffer = Buffer(_free(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of)
@@ -156,14 +203,17 @@ class _Lowerer:
             source = self._argument(node.args[0])
             return source[node.args[1]]
         name = str(node.target)
+        if name in _CHECKS:
+            return None
         function = LOWERINGS.get(name)
         outputs = value if isinstance(value, (tuple, list)) else [value]
         if not any(isinstance(each, torch.Tensor) for each in outputs) and value is not None:
             raise RefusedError(f"the value of {name} is not known when compiling", "fix the varying dims with --dim")
-        if function is None:
-            raise RefusedError(f"{name} has no loop form yet", _nearest(name))
-        typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
         arguments = [self._argument(each) for each in bind_arguments(node)]
+        if function is None:
+            return self._inline(node)
+        typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
+        self._current = node
         context = Context(self, name, self._label(node), typed, isinstance(value, (tuple, list)))
         return function(context, *arguments)
 
@@ -176,7 +226,7 @@ class _Lowerer:
         if isinstance(value, fx.Node):
             found = self.values.get(value)
             if found is None:
-                raise RefusedError(f"it depends on %{value.name}, which is refused")
+                raise _DependsError("")
             return found
         if isinstance(value, (list, tuple)):
             return [self._argument(each) for each in value]
@@ -241,7 +291,7 @@ class _Lowerer:
         return target
 
     def _constants(self, roots: set[str]) -> dict[str, Any]:
-        constants: dict[str, Any] = {}
+        constants = {name: value for name, value in self._extra.items() if name in roots}
         for node in self.program.placeholders:
             weight = self.program.weight(node)
             if weight is not None and self.values[node].name in roots:

@@ -29,7 +29,7 @@ def cast(value: Expr, source: str, target: str) -> Expr:
     if source == target:
         return value
     if target == "bool":
-        return value != constant(0, source)
+        return tirx.NE(value, constant(0, source))
     return tirx.Cast(target, value)
 
 

@@ -18,8 +18,13 @@ def _fill(context: Context, value: float) -> Buffer:
     return result
 
 
-@lowering("aten.full.default", "aten.full_like.default", "aten.new_full.default", "aten.fill.Scalar")
+@lowering("aten.full.default", "aten.full_like.default", "aten.fill.Scalar")
 def _full(context: Context, _like: Any, value: float, *options: Any) -> Buffer:
+    return _fill(context, value)
+
+
+@lowering("aten.new_full.default")
+def _new_full(context: Context, _like: Buffer, shape: list[int], value: float, *options: Any) -> Buffer:
     return _fill(context, value)
 
 

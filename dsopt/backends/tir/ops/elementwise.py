@@ -9,6 +9,7 @@ from typing import Any
 from dsopt.backends.tir.ops import activation as act
 from dsopt.backends.tir.ops.activation import ACTIVATIONS, activate, number
 from dsopt.backends.tir.ops.broadcast import Operand, cast, elementwise, promote
+from dsopt.backends.tir.ops.softmax import split_at
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
 from dsopt.backends.tir.tvm_adapter import Expr, constant, tirx
@@ -140,6 +141,13 @@ def _leaky_relu(context: Context, x: Buffer, slope: float) -> Buffer:
     return elementwise(context, [x], lambda v: activate(v, "leaky_relu", [slope]))
 
 
+@lowering("aten.rrelu.default")
+def _rrelu(context: Context, x: Buffer, lower: float, upper: float, training: bool, generator: Any) -> Buffer:
+    if training:
+        raise RefusedError("a random slope", "export the model in eval mode")
+    return elementwise(context, [x], lambda v: activate(v, "leaky_relu", [(lower + upper) / 2]))
+
+
 @lowering("aten.elu.default")
 def _elu(context: Context, x: Buffer, alpha: float, scale: float, input_scale: float) -> Buffer:
     return elementwise(context, [x], lambda v: act.elu(v, alpha, scale, input_scale))
@@ -153,6 +161,27 @@ def _celu(context: Context, x: Buffer, alpha: float) -> Buffer:
 @lowering("aten.gelu.default")
 def _gelu(context: Context, x: Buffer, approximate: str) -> Buffer:
     return elementwise(context, [x], act.gelu_tanh if approximate == "tanh" else act.gelu)
+
+
+@lowering("aten.glu.default")
+def _glu(context: Context, x: Buffer, dim: int) -> Buffer:
+    before, size, after = split_at(x.shape, dim)
+    half = size // 2
+    result = context.result()
+    with context.kernel() as k:
+        source, y = k.read("x", x, (before, size, after)), k.write("y", result, (before, half, after))
+        with k.grid(o=before, j=half, i=after) as (o, j, i):
+            k.store(y, source[o, j, i] * act.sigmoid(source[o, j + half, i]), o, j, i)
+    return result
+
+
+@lowering("aten.logit.default")
+def _logit(context: Context, x: Buffer, epsilon: float | None) -> Buffer:
+    def logit(v: Expr) -> Expr:
+        v = v if epsilon is None else act.clamp(v, epsilon, 1.0 - epsilon)
+        return tirx.log(v / (number(1.0) - v))
+
+    return elementwise(context, [x], logit)
 
 
 @lowering("aten.softplus.default")
@@ -204,7 +233,7 @@ def _floored(a: Expr, b: Expr) -> Expr:
     if _dtype(a) == "float32":
         return tirx.floor(a / b)
     quotient, rest = tirx.truncdiv(a, b), tirx.truncmod(a, b)
-    inexact = tirx.all(rest != _zero(a), (rest < _zero(a)) != (b < _zero(a)))
+    inexact = tirx.all(tirx.NE(rest, _zero(a)), tirx.NE(rest < _zero(a), b < _zero(a)))
     return quotient - tirx.Cast(_dtype(a), inexact)
 
 
@@ -227,7 +256,7 @@ _BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "remainder": _remainder,
     "bitwise_and": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a & b,
     "bitwise_or": lambda a, b: tirx.any(a, b) if _dtype(a) == "bool" else a | b,
-    "bitwise_xor": lambda a, b: (a != b) if _dtype(a) == "bool" else a ^ b,
+    "bitwise_xor": lambda a, b: tirx.NE(a, b) if _dtype(a) == "bool" else a ^ b,
 }
 
 _BINARY_NAMES: dict[str, tuple[str, ...]] = {
@@ -287,6 +316,10 @@ def _div_mode(context: Context, a: Operand, b: Operand, rounding_mode: str | Non
     return elementwise(context, [a, b], functions[rounding_mode])
 
 
+def _power(x: Expr, exponent: Expr) -> Expr:
+    return tirx.call_pure_extern("float32", "powf", x, exponent)
+
+
 @lowering("aten.pow.Tensor_Scalar")
 def _pow_scalar(context: Context, x: Buffer, exponent: float) -> Buffer:
     def power(v: Expr) -> Expr:
@@ -301,7 +334,7 @@ def _pow_scalar(context: Context, x: Buffer, exponent: float) -> Buffer:
             return result if exponent > 0 else constant(1, _dtype(v)) / result
         if exponent == 0:
             return constant(1, _dtype(v))
-        return tirx.pow(v, number(exponent))
+        return _power(v, number(exponent))
 
     if context.dtype != "float32" and not (float(exponent).is_integer() and 0 <= exponent <= 8):
         raise RefusedError(f"an integer tensor to the power {exponent}", "convert it to float first")
@@ -312,19 +345,19 @@ def _pow_scalar(context: Context, x: Buffer, exponent: float) -> Buffer:
 def _pow(context: Context, x: Operand, exponent: Operand) -> Buffer:
     if context.dtype != "float32":
         raise RefusedError("a power of integer tensors", "convert them to float first")
-    return elementwise(context, [x, exponent], tirx.pow)
+    return elementwise(context, [x, exponent], _power)
 
 
 _COMPARISONS: dict[str, Callable[[Expr, Expr], Expr]] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
+    "eq": tirx.EQ,
+    "ne": tirx.NE,
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
     "logical_and": lambda a, b: tirx.all(a, b),
     "logical_or": lambda a, b: tirx.any(a, b),
-    "logical_xor": lambda a, b: a != b,
+    "logical_xor": tirx.NE,
 }
 
 
@@ -349,7 +382,7 @@ for _name in _COMPARISONS:
 
 @lowering("aten.isnan.default")
 def _isnan(context: Context, x: Buffer) -> Buffer:
-    return elementwise(context, [x], lambda v: v != v, x.dtype)  # noqa: PLR0124  only NaN differs from itself
+    return elementwise(context, [x], lambda v: tirx.NE(v, v), x.dtype)
 
 
 # ---- selection ----
@@ -358,13 +391,18 @@ def _isnan(context: Context, x: Buffer) -> Buffer:
 @lowering("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def _where(context: Context, condition: Buffer, a: Operand, b: Operand) -> Buffer:
     zero = constant(0, context.dtype)
-    return elementwise(context, [condition, a, b], lambda c, x, y: tirx.Select(c != zero, x, y))
+    return elementwise(context, [condition, a, b], lambda c, x, y: tirx.Select(tirx.NE(c, zero), x, y))
 
 
 @lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def _masked_fill(context: Context, x: Buffer, mask: Buffer, value: Operand) -> Buffer:
     zero = constant(0, context.dtype)
-    return elementwise(context, [x, mask, value], lambda v, m, other: tirx.Select(m != zero, other, v))
+    return elementwise(context, [x, mask, value], lambda v, m, other: tirx.Select(tirx.NE(m, zero), other, v))
+
+
+@lowering("aten.fill.Tensor")
+def _fill(context: Context, x: Buffer, value: Buffer) -> Buffer:
+    return elementwise(context, [value], lambda v: v)
 
 
 # ---- three operands ----

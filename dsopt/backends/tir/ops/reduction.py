@@ -306,7 +306,10 @@ def _norm(context: Context, x: Buffer, order: float, dims: Sequence[int] | None)
         return _accumulate(context, x, dims, math.inf, lambda total, value: tirx.min(tirx.abs(value), total), _same)
     if order <= 0:
         raise RefusedError(f"a norm of order {order}", "use an order above 0, or infinity")
-    return add(lambda v: tirx.pow(tirx.abs(v), number(order)), lambda total: tirx.pow(total, number(1.0 / order)))
+    return add(
+        lambda v: tirx.call_pure_extern("float32", "powf", tirx.abs(v), number(order)),
+        lambda total: tirx.call_pure_extern("float32", "powf", total, number(1.0 / order)),
+    )
 
 
 @lowering("aten.logsumexp.default")
@@ -348,4 +351,25 @@ def _scan(context: Context, x: Buffer, dim: int, start: float, step: Callable[[E
             with k.loop("j", 0, size) as j:
                 k.store(total, step(total[0], cast(source[o, j, i], x.dtype, context.dtype)))
                 k.store(y, total[0], o, j, i)
+    return result
+
+
+@lowering("aten.cosine_similarity.default")
+def _cosine(context: Context, a: Buffer, b: Buffer, dim: int, epsilon: float) -> Buffer:
+    """Dot product over the product of the lengths, each length at least epsilon."""
+    if a.shape != b.shape:
+        raise RefusedError(f"cosine similarity of shapes {a.shape} and {b.shape}", "expand both to one shape first")
+    before, size, after = split_at(a.shape, dim)
+    result = context.result()
+    with context.kernel(multiply_adds=3 * a.elements) as k:
+        x, z = k.read("a", a, (before, size, after)), k.read("b", b, (before, size, after))
+        y = k.write("y", result, (before, after))
+        with k.grid(o=before, i=after) as (o, i):
+            product, left, right = (k.local(name, 0.0, "float32") for name in ("product", "left", "right"))
+            with k.loop("j", 0, size) as j:
+                k.store(product, product[0] + x[o, j, i] * z[o, j, i])
+                k.store(left, left[0] + x[o, j, i] * x[o, j, i])
+                k.store(right, right[0] + z[o, j, i] * z[o, j, i])
+            lengths = [tirx.max(tirx.sqrt(each[0]), number(epsilon)) for each in (left, right)]
+            k.store(y, product[0] / (lengths[0] * lengths[1]), o, i)
     return result
