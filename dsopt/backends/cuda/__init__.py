@@ -12,7 +12,7 @@ from dsopt.artifact import Artifact
 from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cuda.compiler import FLAGS, CudaCompiler, Image, find_compiler
 from dsopt.backends.cuda.kernels import CompiledKernels, write_kernels
-from dsopt.backends.cuda.limits import size_blockers
+from dsopt.backends.cuda.limits import all_blockers
 from dsopt.backends.cuda.pipeline import cuda_pipeline
 from dsopt.backends.cuda.plan import (
     launches_manifest,
@@ -22,7 +22,7 @@ from dsopt.backends.cuda.plan import (
     ports_manifest,
     weights_file,
 )
-from dsopt.backends.tir.lower import blockers, lower
+from dsopt.backends.tir.lower import lower
 from dsopt.ir import Program
 from dsopt.passes.base import Pass
 from dsopt.runtime.cuda_executor import PlanExecutor
@@ -42,8 +42,8 @@ class CudaBackend:
         return cuda_pipeline()
 
     def unsupported(self, program: Program, target: Target) -> tuple[Blocker, ...]:
-        """Return all nodes without a loop form, with varying sizes, or with tensors too large for 32-bit indices."""
-        return blockers(program) or size_blockers(program)
+        """Return inputs whose sizes vary, nodes without a loop form, and tensors too large for 32-bit indices."""
+        return all_blockers(program)
 
     def emit(self, program: Program, target: Target, options: EmitOptions) -> Artifact:
         """Compile for every architecture of the target; needs no GPU.
@@ -91,7 +91,7 @@ def _code_archs(target: CudaTarget) -> tuple[str, ...]:
 
 
 def _compile(compiler: CudaCompiler, source: str, archs: Sequence[str], options: EmitOptions) -> list[Image]:
-    """Compile for all architectures, as many at once as there are cores; NVRTC works outside Python's lock."""
+    """Compile for all architectures, as many at once as there are cores; each build is a process."""
     images: list[Image] = []
     with ThreadPoolExecutor(max_workers=min(len(archs), os.cpu_count() or 1)) as pool:
         for number, image in enumerate(pool.map(lambda arch: compiler.compile(source, arch), archs), start=1):

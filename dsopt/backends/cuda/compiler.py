@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ FLAGS = ("--std=c++17", "--fmad=true", "--prec-div=true", "--prec-sqrt=true", "-
 """What both compilers are told about numbers."""
 
 _FILE = "kernels.cu"
+_NVRTC_PROCESS = Path(__file__).with_name("nvrtc_process.py")
 _NVRTC_SUCCESS, _NVRTC_COMPILATION = 0, 6
 
 
@@ -103,11 +106,12 @@ def nvrtc_library() -> Path | None:
 
 
 class Nvrtc(CudaCompiler):
-    """NVIDIA's compiler as a library: no headers, no host compiler, no files."""
+    """NVIDIA's compiler as a library: no headers, no host compiler, no files. Each build has a process of its own."""
 
     name = "NVRTC"
 
     def __init__(self, library: Path) -> None:
+        self._path = library
         try:
             self._lib = ctypes.CDLL(str(library))
         except OSError as error:
@@ -129,36 +133,27 @@ class Nvrtc(CudaCompiler):
 
     def build(self, source: str, arch: str) -> tuple[bytes, str]:
         """Return the code for `arch` and the compiler's log. Raises ToolchainError where the source does not compile."""
-        program = ctypes.c_void_p()
-        text = source.encode()
-        self._check(self._lib.nvrtcCreateProgram(ctypes.byref(program), text, _FILE.encode(), 0, None, None))
-        try:
-            options = [f"--gpu-architecture={arch}", *FLAGS]
-            options += [] if arch.startswith("compute_") else ["--ptxas-options=-v"]
-            argv = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            status = self._lib.nvrtcCompileProgram(program, len(options), argv)
-            log = self._take(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
-            if status == _NVRTC_COMPILATION:
-                raise rejected(self, arch, log)
-            self._check(status)
-            if arch.startswith("compute_"):
-                return self._take(program, "PTX").rstrip(b"\0"), log
-            return self._take(program, "CUBIN"), log
-        finally:
-            self._lib.nvrtcDestroyProgram(ctypes.byref(program))
-
-    def _take(self, program: ctypes.c_void_p, what: str) -> bytes:
-        """Fetch one of the results of a compilation: its size first, then its bytes."""
-        size = ctypes.c_size_t()
-        self._check(getattr(self._lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
-        taken = ctypes.create_string_buffer(size.value)
-        self._check(getattr(self._lib, f"nvrtcGet{what}")(program, taken))
-        return taken.raw
+        options = [f"--gpu-architecture={arch}", *FLAGS]
+        options += [] if arch.startswith("compute_") else ["--ptxas-options=-v"]
+        command = [sys.executable, "-I", str(_NVRTC_PROCESS), str(self._path), arch, *options]
+        # An empty environment: what NVRTC makes of arrays on the stack was seen to change with the size of the environment.
+        run = subprocess.run(command, input=source.encode(), capture_output=True, check=False, env={})
+        head, _, code = run.stdout.partition(b"\n")
+        if run.returncode != 0:
+            raise self._failed("\n".join(run.stderr.decode(errors="replace").splitlines()[-5:]))
+        header = json.loads(head)
+        if header["status"] == _NVRTC_COMPILATION:
+            raise rejected(self, arch, header["log"])
+        if header["status"] != _NVRTC_SUCCESS:
+            raise self._failed(header["reason"])
+        return code, header["log"]
 
     def _check(self, status: int) -> None:
         if status != _NVRTC_SUCCESS:
-            reason = self._lib.nvrtcGetErrorString(status).decode()
-            raise ToolchainError("DS0703", f"NVRTC {self.version} failed: {reason}", fix="reinstall nvidia-cuda-nvrtc")
+            raise self._failed(self._lib.nvrtcGetErrorString(status).decode())
+
+    def _failed(self, why: str) -> ToolchainError:
+        return ToolchainError("DS0703", f"NVRTC {self.version} failed", why=why, fix="reinstall nvidia-cuda-nvrtc")
 
 
 class Nvcc(CudaCompiler):
