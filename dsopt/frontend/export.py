@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from dsopt.errors import CaptureError, UsageError
 from dsopt.ir import Program
 from dsopt.ir.build import from_exported
-from dsopt.ir.torch_private import guards_name_model_lines, recurrent_shape_rules
+from dsopt.ir.torch_private import guards_name_model_lines, quiet_torch, recurrent_shape_rules
 
 DynamicSizes = Mapping[str, Mapping[int, Any]]
 """{input name: {axis: dim name | (dim name, min, max)}}; a nested input has a dotted name such as "opts.k"."""
@@ -39,7 +39,7 @@ def export_module(
     widened = _map_named(bound, lambda name, value: _widen(value, (dynamic or {}).get(name, {})))
     shapes = _map_named(bound, lambda name, value: _axes(value, (dynamic or {}).get(name, {}), dims))
     positional, keywords = _split_bound(widened, args, dict(kwargs or {}))
-    with _inference(model), guards_name_model_lines():
+    with _inference(model), guards_name_model_lines(), quiet_torch():
         try:
             exported = torch.export.export(
                 model, positional, keywords, dynamic_shapes=shapes if dynamic else None, strict=False
@@ -58,9 +58,10 @@ def finish(
     exported: ExportedProgram, dim_names: Mapping[tuple[str, int], str], names: list[str] | None = None
 ) -> Program:
     """Make a Program of an exported one and check it. Raises CaptureError."""
-    program = from_exported(exported, dim_names)
-    _refuse_devices(program)
-    program.verify()
+    with quiet_torch():
+        program = from_exported(exported, dim_names)
+        _refuse_devices(program)
+        program.verify()
     return program
 
 

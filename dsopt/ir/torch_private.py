@@ -5,8 +5,11 @@ Sections: fake tensors and symbols (used by `Program`); reading exported archive
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 import operator
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -247,7 +250,7 @@ def rebuild_exported_program(
     from torch._export.serde import schema, serialize
 
     program = serialize._dict_to_dataclass(schema.ExportedProgram, document)  # type: ignore[no-untyped-call]
-    with _sizes_of_torch(serialize.GraphModuleDeserializer):
+    with quiet_torch(), _sizes_of_torch(serialize.GraphModuleDeserializer):
         rebuilt = serialize.ExportedProgramDeserializer().deserialize(program, state, constants)
     assert isinstance(rebuilt, torch.export.ExportedProgram)
     return rebuilt
@@ -287,6 +290,28 @@ def operator_argument_types(namespace: str, name: str, overload: str) -> tuple[s
     """Return the types of an operator's arguments as its schema spells them, such as "List[int]"."""
     schema = torch._C._get_schema(f"{namespace}::{name}", "" if overload == "default" else overload)
     return tuple(str(argument.type) for argument in schema.arguments)
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keep torch from logging and printing what it then raises; TORCH_LOGS in the environment lets it speak."""
+    if os.environ.get("TORCH_LOGS"):
+        yield
+        return
+    trace: Any = importlib.import_module("torch.export._trace")  # torch.export prints the graph so far to stderr
+    names = [name for name in logging.root.manager.loggerDict if name == "torch" or name.startswith("torch.")]
+    loggers = [logging.getLogger(name) for name in names]
+    muted = [logger for logger in loggers if not logger.disabled]
+    for logger in muted:
+        logger.disabled = True
+    printing = vars(trace).get("print", print)
+    trace.print = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        trace.print = printing
+        for logger in muted:
+            logger.disabled = False
 
 
 @contextmanager

@@ -339,3 +339,10 @@ def test_torch_is_left_as_it_was_after_an_export() -> None:
     with guards_name_model_lines():
         assert uninteresting_files() > before
     assert uninteresting_files() == before
+
+
+@pytest.mark.parametrize("kind", [BranchOnData, Shapes, FixedBatch])
+def test_torch_prints_nothing_beside_the_answer(kind: type[nn.Module], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError):
+        export_module(kind(), (torch.randn(4, 8),), {}, BATCH)
+    assert capfd.readouterr() == ("", "")
