@@ -1,7 +1,8 @@
 """Compile one CUDA C++ source by NVRTC, in a process of its own: `python nvrtc_process.py LIBRARY ARCH OPTION...`.
 
-NVRTC 13.5 gives other code, as right but other, for the same source once it has compiled other sources: every build starts afresh. Source comes on stdin. A line of JSON leaves on stdout, {"status", "reason", "log"}, then the code.
-Runs as a script with nothing but the standard library, to start fast.
+NVRTC 13.5 gives other code, as right but other, for the same source once it has compiled other sources: every build starts afresh.
+Source comes on stdin. A line of JSON leaves on stdout, {"status", "reason", "log"}, then the code. Runs as a script with nothing but
+the standard library, to start fast.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(128) table(float* x, float* y) {
 }
 """
 NORM = """
-extern "C" __global__ void __launch_bounds__(128) norm(float* x, float* y) {
+extern "C" __global__ void __launch_bounds__(128) k0_norm(float* x, float* y) {
   float total = 0.0f;
   for (int i = 0; i < 64; ++i) total = total + expf(x[threadIdx.x * 64 + i]) * x[i];
   for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = tanhf(x[threadIdx.x * 64 + i] / total);
