@@ -28,8 +28,8 @@ EXECUTORS: dict[str, str] = {
 """Target kind -> module with `open_executor`, imported when an artifact of that kind is opened."""
 
 
-_Form = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-_MAX_ACCEPTED = 256
+_Form = tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]]
+"""Flat name, dtype, shape and strides of an input."""
 
 
 def load(source: str | Path | Artifact, *, threads: int | None = None) -> Session:
@@ -61,7 +61,7 @@ class Session:
         }
         self._states = dict(self._first_states)
         self._lock = RLock()
-        self._accepted: set[_Form] = set()
+        self._last: tuple[tuple[str, ...], tuple[_Form, ...]] | None = None
         self._executor: Executor | None = _open_executor(self.artifact, threads)
 
     def run(self, *inputs: Any, **named: Any) -> Any:
@@ -122,13 +122,9 @@ class Session:
 
     def _bind(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array]:
         """Return the inputs by flat name, checked. Raises InputError naming everything that does not fit."""
-        form: _Form | None = None
-        if not (inputs and named):
-            names = self._binder.plain_names
-            plain = dict(zip(names, inputs, strict=False)) if len(inputs) == len(names) and not named else dict(named)
-            form = _form(plain)
-            if form in self._accepted:
-                return plain
+        feeds = self._as_before(inputs, named)
+        if feeds is not None:
+            return feeds
         problems: list[str] = []
         values = self._binder.bind(inputs, named, problems)
         feeds = check_feeds(values, self.inputs, self.dims, problems)
@@ -137,9 +133,43 @@ class Session:
             raise InputError(
                 "DS0811", "the inputs do not fit the artifact", where="\n".join(problems), fix=f"it takes {wanted}"
             )
-        if form is not None and len(self._accepted) < _MAX_ACCEPTED:
-            self._accepted.add(form)
+        self._remember(inputs, named, feeds)
         return feeds
+
+    def _as_before(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array] | None:
+        """Return the inputs by flat name if dtypes, shapes and strides are those of the last call that fitted, else None.
+
+        Checking anew takes as long as a small model runs. A microsecond counts here, which is why nothing is called.
+        """
+        if self._last is None:
+            return None
+        names, forms = self._last
+        if len(inputs) + len(names) != len(forms) or tuple(named) != names:
+            return None
+        if named:
+            inputs = (*inputs, *named.values())
+        feeds = {}
+        for value, (name, dtype, shape, strides) in zip(inputs, forms):  # noqa: B905 equal, and strict= takes 0.3 us
+            # A subclass may be masked.
+            if type(value) is not np.ndarray or value.shape != shape or value.strides != strides:
+                return None
+            if value.dtype is not dtype:
+                return None
+            feeds[name] = value
+        return feeds
+
+    def _remember(self, inputs: tuple[Any, ...], named: Mapping[str, Any], feeds: Mapping[str, Array]) -> None:
+        """Keep the form of a call that fitted, if it is of plain arrays that need no conversion."""
+        names, values = (*self._binder.plain_names[: len(inputs)], *named), (*inputs, *named.values())
+        if set(names) != set(feeds) or len(names) != len(values):
+            return
+        for value in values:
+            if type(value) is not np.ndarray or not value.flags.c_contiguous or not value.dtype.isnative:
+                return
+        forms = tuple(
+            (name, value.dtype, value.shape, value.strides) for name, value in zip(names, values, strict=True)
+        )
+        self._last = tuple(named), forms
 
     def _step(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run once and keep the next states. An error, Ctrl-C among them, leaves the states as they were."""
@@ -163,19 +193,6 @@ class Session:
 
     def _cannot(self, what: str) -> UsageError:
         return UsageError("DS0817", f"what runs {self.artifact.target} artifacts here cannot {what}")
-
-
-def _form(values: Mapping[str, Any]) -> _Form | None:
-    """Return names, dtypes and shapes of arrays that need no conversion; None if any does.
-
-    A call whose form was found to fit before is not checked again: for a model of 20 microseconds the checks would cost more.
-    """
-    parts = []
-    for name, value in values.items():
-        if type(value) is not np.ndarray or not value.flags.c_contiguous or not value.dtype.isnative:
-            return None
-        parts.append((name, value.dtype, value.shape))
-    return tuple(parts)
 
 
 def _specs(entries: Any) -> tuple[TensorSpec, ...]:
