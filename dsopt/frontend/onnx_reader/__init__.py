@@ -1,0 +1,7 @@
+"""Read ONNX files from strangers into torch modules that torch.export captures as the networks they were."""
+
+from dsopt.frontend.onnx_reader.module import OnnxModule
+from dsopt.frontend.onnx_reader.reader import OnnxModel, read_onnx
+from dsopt.frontend.onnx_reader.registry import supported_operators
+
+__all__ = ["OnnxModel", "OnnxModule", "read_onnx", "supported_operators"]
