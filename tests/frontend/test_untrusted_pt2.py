@@ -188,6 +188,14 @@ def test_an_attack_runs_code_in_torch_and_none_here(
     assert marker.exists(), "the attack does not work, so the test shows nothing"
 
 
+def test_a_script_object_is_refused_before_it_is_unpickled(honest: Path, tmp_path: Path) -> None:
+    assert (
+        refusal(altered(honest, tmp_path / "m.pt2", custom_constant("custom_obj_0")(tmp_path / "marker"))).code
+        == "DS0148"
+    )
+    assert not (tmp_path / "marker").exists()
+
+
 def test_a_file_of_the_victim_cannot_be_read_through_an_operator(honest: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(struct.pack("<3f", 7.0, 8.0, 9.0))
