@@ -51,13 +51,13 @@ class Converted:
 
 def convert(program: Program) -> Converted:
     """Convert all nodes; those without an ONNX form become blockers, and the rest is converted all the same."""
-    emitter = Emitter(program)
+    live = _live_nodes(program)
+    emitter = Emitter(program, live)
     blockers: list[Blocker] = []
     inputs = _bind_placeholders(program, emitter)
     wanted = _output_names(program, emitter)
     for node, weight in zip(program.placeholders, program.signature.weights, strict=False):
         emitter.bind_weight(node, weight.name)
-    live = _live_nodes(program)
     for node in program.graph.nodes:
         if node.op != "call_function" or node not in live or not _has_tensor(node) or emitter.has(node):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ INT64_MAX = 2**63 - 1
 
 
 class Emitter(GraphBuilder):
-    """Convert a program node by node; `node` is the one being converted."""
+    """Convert a program node by node; `node` is the one being converted, `live` those that some output depends on."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, live: Set[fx.Node]) -> None:
         super().__init__()
-        self.program = program
+        self.program, self.live = program, live
         self.node: fx.Node = program.output_node
         self._values: dict[fx.Node, Any] = {}
         self._weight_names: dict[fx.Node, str] = {}
@@ -162,8 +162,8 @@ class Emitter(GraphBuilder):
         return axis % max(rank, 1)
 
     def used(self, index: int) -> bool:
-        """Tell whether anything reads result `index` of the current node."""
-        return any(user.args[1] == index for user in self.node.users if operator_key(user.target) == "operator.getitem")
+        """Tell whether anything that an output depends on reads result `index` of the current node."""
+        return any(user in self.live and user.args[1:] == (index,) for user in self.node.users)
 
     def fixed(self, size: Any, what: str) -> int:
         """Return a size that must not vary. Raises RefusalError."""

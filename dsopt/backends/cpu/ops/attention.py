@@ -16,9 +16,6 @@ from dsopt.backends.cpu.emitter import Dim, Emitter
 from dsopt.backends.cpu.registry import converter
 from dsopt.ir.torch_private import same_size
 
-_LOWEST = torch.finfo(torch.float32).min
-"""Added to a masked score: its exponential is 0, and no row becomes NaN as with minus infinity."""
-
 
 @converter("aten.scaled_dot_product_attention.default")
 def convert_attention(
@@ -41,17 +38,13 @@ def convert_attention(
     heads = cx.fixed(cx.shape(query)[1], "the number of heads")
     groups = heads // cx.fixed(cx.shape(key)[1], "the number of key heads")
     mask = _Mask(cx, query, key, attn_mask)
-    inputs = [
-        _joined(cx, query, 1),
-        _joined(cx, key, groups),
-        _joined(cx, value, groups),
-        None,
-        None,
-        mask.bias,
-    ]
+    is_square = same_size(cx.shape(query)[2], cx.shape(key)[2])
+    if is_causal and not is_square:  # the operator's own causal mask is aligned to the last key, torch's to the first
+        mask.bias = cx.op("Where", _below_diagonal(cx, query, key), *_zero_and_lowest(cx), dtype=cx.dtype)
+    inputs = _joined(cx, query, 1), _joined(cx, key, groups), _joined(cx, value, groups)
     y = cx.op(
-        "MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, scale=factor,
-        unidirectional=1 if is_causal else None,
+        "MultiHeadAttention", *inputs, None, None, mask.bias, domain=MICROSOFT, num_heads=heads, scale=factor,
+        unidirectional=1 if is_causal and is_square else None,
     )  # fmt: skip
     shape = cx.out.shape
     split = cx.reshape(y, [shape[0], shape[2], heads * shape[3]], [shape[0], shape[2], heads, shape[3]])
@@ -101,9 +94,9 @@ class _Mask:
             self.bias = cx.op("Expand", self.bias, cx.sizes([1, 1, cx.extent(query, 2), cx.extent(key, 2)]))
 
     def _additive(self, value: Value, is_bool: bool) -> Value:
-        lowest = self.cx.constant(_LOWEST, self.cx.dtype)
+        zero, lowest = _zero_and_lowest(self.cx)
         if is_bool:
-            return self.cx.op("Where", value, self.cx.constant(0, self.cx.dtype), lowest, dtype=self.cx.dtype)
+            return self.cx.op("Where", value, zero, lowest, dtype=self.cx.dtype)
         return self.cx.op("Max", self.cx.cast(value, self.cx.dtype), lowest)
 
     def _left(self, value: Value, is_bool: bool) -> Value:
@@ -171,16 +164,24 @@ def _masked(cx: Emitter, scores: Value, mask: fx.Node) -> Value:
 
 
 def _masked_above_diagonal(cx: Emitter, scores: Value, query: fx.Node, key: fx.Node) -> Value:
-    """Let query i see keys 0..i, counted from the first key (the upper left), as torch does where T != S."""
+    hidden = cx.constant(-math.inf, scores.dtype)
+    return cx.op("Where", _below_diagonal(cx, query, key), scores, hidden, dtype=scores.dtype)
+
+
+def _below_diagonal(cx: Emitter, query: fx.Node, key: fx.Node) -> Value:
+    """Return which keys each query sees: query i sees keys 0..i, counted from the first key, as torch does where T != S."""
     sizes = cx.sizes([cx.extent(query, cx.rank(query) - 2), cx.extent(key, cx.rank(key) - 2)])
-    ones = cx.op("ConstantOfShape", sizes, dtype=scores.dtype, value=torch.ones(1, dtype=scores.dtype))
+    ones = cx.op("ConstantOfShape", sizes, dtype=torch.float32, value=torch.ones(1))
     seen = cx.cast(cx.op("Trilu", ones, upper=0), torch.bool)
-    return cx.op("Where", seen, scores, cx.constant(-math.inf, scores.dtype), dtype=scores.dtype)
+    return cx.unsqueeze(seen, *range(cx.rank(query) - 2))
 
 
-@converter(
-    "aten._scaled_dot_product_flash_attention_for_cpu.default",
-)
+def _zero_and_lowest(cx: Emitter) -> tuple[Value, Value]:
+    """Return what is added to a score that is seen and to one that is masked: its exponential is 0, and no row becomes NaN."""
+    return cx.constant(0, cx.dtype), cx.constant(torch.finfo(cx.dtype).min, cx.dtype)
+
+
+@converter("aten._scaled_dot_product_flash_attention_for_cpu.default")
 def convert_flash(
     cx: Emitter,
     query: fx.Node,

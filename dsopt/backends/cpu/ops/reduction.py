@@ -218,6 +218,24 @@ def convert_std_mean(
     return cx.op("Sqrt", spread), mean
 
 
+@converter("aten.var_mean.default", "aten.var_mean.dim")
+def convert_var_mean_dim(
+    cx: Emitter, x: fx.Node, dim: Any = None, unbiased: bool = True, keepdim: bool = False
+) -> tuple[Value, Value]:
+    """Write variance and mean in their older forms."""
+    dim, unbiased = (None, dim) if isinstance(dim, bool) else (dim, unbiased)
+    return convert_var_mean(cx, x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+@converter("aten.std_mean.default", "aten.std_mean.dim")
+def convert_std_mean_dim(
+    cx: Emitter, x: fx.Node, dim: Any = None, unbiased: bool = True, keepdim: bool = False
+) -> tuple[Value, Value]:
+    """Write standard deviation and mean in their older forms."""
+    spread, mean = convert_var_mean_dim(cx, x, dim, unbiased, keepdim)
+    return cx.op("Sqrt", spread), mean
+
+
 def variance(cx: Emitter, x: fx.Node, dim: Any, correction: float, keepdim: bool) -> Value:
     """Return the sum of squared distances from the mean over count - correction, in two steps so that no digits are lost."""
     value, axes = cx.value(x), axes_of(cx, x, dim)
@@ -322,3 +340,14 @@ def convert_dist(cx: Emitter, a: fx.Node, b: fx.Node, p: float = 2) -> Value:
     """Write the norm of a difference."""
     difference = cx.op("Sub", cx.value(a), cx.value(b))
     return norm(cx, cx.op("Reshape", difference, cx.vector([-1])), p, [0], False)
+
+
+@converter("aten.cosine_similarity.default")
+def convert_cosine_similarity(cx: Emitter, a: fx.Node, b: fx.Node, dim: int = 1, eps: float = 1e-8) -> Value:
+    """Write a b / max(|a| |b|, eps), each norm limited on its own as torch does."""
+    axes = [cx.axis(dim, len(cx.out.shape) + 1) - (len(cx.out.shape) + 1)]
+    x, y = cx.operand(a, cx.dtype), cx.operand(b, cx.dtype)
+    product = reduce(cx, "ReduceSum", cx.op("Mul", x, y), axes)
+    limit = cx.constant(eps, cx.dtype)
+    norms = [cx.op("Max", reduce(cx, "ReduceL2", each, axes), limit) for each in (x, y)]
+    return cx.op("Div", product, cx.op("Mul", *norms))

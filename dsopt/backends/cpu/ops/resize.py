@@ -104,8 +104,10 @@ def convert_cubic(cx: Emitter, x: fx.Node, output_size: Any, align_corners: bool
 def convert_antialiased(cx: Emitter, x: fx.Node, output_size: Any, align_corners: bool, *scales: Any) -> Value:
     """Write resampling that filters before it shrinks."""
     if "bicubic" in str(cx.node.target):  # torch's filter of these has the coefficient of the PIL library
-        return _smooth(cx, x, output_size, align_corners, scales, "cubic", antialias=1, cubic_coeff_a=-0.5)
-    return _smooth(cx, x, output_size, align_corners, scales, "linear", antialias=1)
+        return _smooth(
+            cx, x, output_size, align_corners, scales, "cubic", antialias=1, exclude_outside=1, cubic_coeff_a=-0.5
+        )
+    return _smooth(cx, x, output_size, align_corners, scales, "linear", antialias=1, exclude_outside=1)
 
 
 def _smooth(

@@ -168,15 +168,54 @@ def convert_diagonal(cx: Emitter, x: fx.Node, offset: int = 0, dim1: int = 0, di
     return cx.op("Gather", merged, cx.constant(flat, torch.int64), axis=len(rest))
 
 
-@converter("aten.flip.default", "aten.fliplr.default", "aten.flipud.default")
+@converter("aten.diag_embed.default")
+def convert_diag_embed(cx: Emitter, x: fx.Node, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Value:
+    """Write matrices with the last axis on their main diagonal."""
+    rank = cx.rank(x)
+    if offset or (cx.axis(dim1, rank + 1), cx.axis(dim2, rank + 1)) != (rank - 1, rank):
+        raise RefusalError("diag_embed off the main diagonal or with other axes", "move the axes afterwards")
+    length = cx.fixed(cx.shape(x)[-1], "the length of the diagonal")
+    unit = cx.constant(torch.eye(length), torch.bool)
+    return cx.op("Where", unit, cx.unsqueeze(cx.value(x), rank), cx.constant(0, cx.dtype), dtype=cx.dtype)
+
+
+@converter("aten.flip.default")
 def convert_flip(cx: Emitter, x: fx.Node, dims: Sequence[int]) -> Value:
     """Write axes in reverse order."""
-    axes = [cx.axis(dim, cx.rank(x)) for dim in dims]
+    return _flipped(cx, cx.value(x), [cx.axis(dim, cx.rank(x)) for dim in dims])
+
+
+@converter("aten.fliplr.default")
+def convert_fliplr(cx: Emitter, x: fx.Node) -> Value:
+    """Write axis 1 in reverse order."""
+    return _flipped(cx, cx.value(x), [1])
+
+
+@converter("aten.flipud.default")
+def convert_flipud(cx: Emitter, x: fx.Node) -> Value:
+    """Write axis 0 in reverse order."""
+    return _flipped(cx, cx.value(x), [0])
+
+
+@converter("aten.rot90.default")
+def convert_rot90(cx: Emitter, x: fx.Node, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
+    """Write quarter turns from the first axis to the second."""
+    value, (first, second) = cx.value(x), (cx.axis(dim, cx.rank(x)) for dim in dims)
+    order = list(range(cx.rank(x)))
+    order[first], order[second] = second, first
+    if k % 4 == 1:
+        return cx.transpose(_flipped(cx, value, [second]), order)
+    if k % 4 == 3:
+        return cx.transpose(_flipped(cx, value, [first]), order)
+    return _flipped(cx, value, [first, second] if k % 4 else [])
+
+
+def _flipped(cx: Emitter, value: Value, axes: Sequence[int]) -> Value:
     if not axes:
-        return cx.value(x)
+        return value
     count = len(axes)
     first, last = cx.vector([-1] * count), cx.vector([-(2**63)] * count)
-    return cx.op("Slice", cx.value(x), first, last, cx.vector(axes), cx.vector([-1] * count))
+    return cx.op("Slice", value, first, last, cx.vector(axes), cx.vector([-1] * count))
 
 
 @converter("aten.roll.default")

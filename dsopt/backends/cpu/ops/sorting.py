@@ -64,7 +64,7 @@ def convert_kthvalue(cx: Emitter, x: fx.Node, k: int, dim: int = -1, keepdim: bo
 def convert_median(cx: Emitter, x: fx.Node, dim: int = -1, keepdim: bool = False) -> tuple[Value, ...]:
     """Write the lower median along an axis, and its place."""
     length = cx.fixed(cx.shape(x)[cx.axis(dim, cx.rank(x))], "the length that a median is taken of")
-    return convert_kthvalue(cx, x, (length + 1) // 2, dim, keepdim)  # type: ignore[no-any-return]
+    return convert_kthvalue(cx, x, (length + 1) // 2, dim, keepdim)
 
 
 def _sorted(cx: Emitter, x: fx.Node, dim: int, descending: bool) -> tuple[Value, ...]:
