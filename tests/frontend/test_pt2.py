@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import copy
-import time
-import timeit
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,13 +131,3 @@ def test_two_programs_in_one_archive_are_named(tmp_path: Path) -> None:
         document = archive.read("m/models/model.json")
     with pytest.raises(ReadError, match=r"holds 2 programs \(models/decoder.json, models/model.json\)"):
         read_pt2(altered(tmp_path / "m.pt2", tmp_path / "two.pt2", {"models/decoder.json": document}))
-
-
-def test_reading_takes_little_longer_than_torch_does(tmp_path: Path) -> None:
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(40)))
-    export_case(Case(model, (torch.randn(2, 8),)), tmp_path / "m.pt2")
-
-    def cpu_seconds(read: Callable[[Path], object]) -> float:
-        return min(timeit.repeat(lambda: read(tmp_path / "m.pt2"), timer=time.process_time, number=1, repeat=3))
-
-    assert cpu_seconds(read_pt2) < 3 * cpu_seconds(torch.export.load) + 0.2
