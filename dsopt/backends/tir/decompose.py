@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import default_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+from dsopt.ir.torch_private import make_fx
 
 
 def decompose(node: fx.Node) -> fx.GraphModule | None:
@@ -25,10 +26,7 @@ def decompose(node: fx.Node) -> fx.GraphModule | None:
         args, kwargs = pytree.tree_unflatten(filled, structure)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    table = {key: value for key, value in default_decompositions().items() if key is not node.target}
-    own = default_decompositions().get(node.target)  # type: ignore[call-overload]
-    if own is not None:
-        table[node.target] = own
+    table: Any = default_decompositions()
     examples = [torch.empty(leaf.meta["val"].shape, dtype=leaf.meta["val"].dtype, device="meta") for leaf in tensors]
     try:
         with torch.no_grad():
