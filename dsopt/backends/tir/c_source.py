@@ -238,7 +238,7 @@ class _Printer:
         value = int(expr.value)
         if str(expr.ty.dtype) == "bool":
             return ("true" if value else "false"), _PRIMARY
-        if value == -(1 << 31) or value == -(1 << 63):
+        if value in (-(1 << 31), -(1 << 63)):
             return f"({value + 1} - 1)", _PRIMARY
         return (str(value), _PRIMARY) if value >= 0 else (f"({value})", _PRIMARY)
 

@@ -9,6 +9,9 @@ from tvm import tirx
 from tvm.ir import Range
 from tvm.s_tir import SBlock, SBlockRealize
 
+__all__ = ["Expr", "PrimFunc", "Stmt", "TirBuffer", "Var", "analyzer", "block_function", "buffer", "constant", "element", "lower_blocks",
+           "sequence", "serial", "tirx", "variable"]  # fmt: skip
+
 Expr: TypeAlias = Any
 """A TIR expression; TVM has no type annotations of its own."""
 Var: TypeAlias = Any
@@ -48,6 +51,11 @@ def buffer(name: str, shape: tuple[int, ...], dtype: str, scope: str = "global")
 def constant(value: float | int | bool, dtype: str) -> Expr:
     """Make an immediate of `dtype`. A float immediate is rounded to that dtype where it is used."""
     return tirx.FloatImm(dtype, float(value)) if dtype.startswith("float") else tirx.IntImm(dtype, int(value))
+
+
+def element(source: TirBuffer, *indices: Expr) -> Expr:
+    """Read one element."""
+    return source[indices]
 
 
 def block_function(

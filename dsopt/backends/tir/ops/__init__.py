@@ -1,17 +1,9 @@
 """The lowerings, one file for each family of operators. Importing this package registers them all."""
 
-from dsopt.backends.tir.ops import (  # noqa: F401
-    attention,
-    convolution,
-    creation,
-    elementwise,
-    indexing,
-    matmul,
-    normalization,
-    pooling,
-    recurrent,
-    reduction,
-    relayout,
-    resize,
-    softmax,
-)
+from importlib import import_module
+
+FAMILIES = ("attention", "convolution", "creation", "elementwise", "indexing", "matmul", "normalization", "pooling", "recurrent",
+            "reduction", "relayout", "resize", "softmax")  # fmt: skip
+
+for _family in FAMILIES:
+    import_module(f"{__name__}.{_family}")

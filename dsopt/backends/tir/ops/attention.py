@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dsopt.backends.tir.ops.activation import number
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
-from dsopt.backends.tir.tvm_adapter import Expr, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, element, tirx
 
 _LOWEST = -3.4028234663852886e38
 
@@ -33,7 +33,7 @@ def _attention(
         raise RefusedError(f"attention with dropout {dropout}", "export the model in eval mode")
     if q.dtype != "float32":
         raise RefusedError(f"attention of {q.dtype}", "convert q, k and v to float32")
-    *batch, T, D = context.shape[:-1] + (q.shape[-1],)
+    *batch, T, D = (*context.shape[:-1], q.shape[-1])
     S, D_v = key.shape[-2], value.shape[-1]
     heads = q.shape[-3] // key.shape[-3] if grouped else 1
     factor = 1.0 / math.sqrt(D) if scale is None else scale
@@ -57,7 +57,7 @@ def _attention(
                 if m is not None and mask is not None and mask.dtype == "bool":
                     keys.enter_context(k.when(m))
                 with k.loop("d", 0, D) as d:
-                    k.store(score, score[0] + Q[(*q_row, t, d)] * K[(*k_rows, j, d)])
+                    k.store(score, score[0] + element(Q, *q_row, t, d) * element(K, *k_rows, j, d))
                 scaled = score[0] * number(factor)
                 k.store(score, scaled + m if m is not None and mask is not None and mask.dtype != "bool" else scaled)
                 if m is not None and mask is not None and mask.dtype != "bool":
@@ -66,13 +66,13 @@ def _attention(
                     shrink = k.let("shrink", tirx.exp(largest[0] - score[0]), "float32")
                     k.store(total, total[0] * shrink)
                     with k.loop("d", 0, D_v) as d:
-                        k.store(y, y[(*b, t, d)] * shrink, *b, t, d)
+                        k.store(y, element(y, *b, t, d) * shrink, *b, t, d)
                     k.store(largest, score[0])
                 weight = k.let("weight", tirx.exp(score[0] - largest[0]), "float32")
                 k.store(total, total[0] + weight)
                 with k.loop("d", 0, D_v) as d:
-                    k.store(y, y[(*b, t, d)] + weight * V[(*v_rows, j, d)], *b, t, d)
+                    k.store(y, element(y, *b, t, d) + weight * element(V, *v_rows, j, d), *b, t, d)
             norm = k.let("norm", tirx.Select(total[0] > number(0.0), number(1.0) / total[0], number(0.0)), "float32")
             with k.loop("d", 0, D_v) as d:
-                k.store(y, y[(*b, t, d)] * norm, *b, t, d)
+                k.store(y, element(y, *b, t, d) * norm, *b, t, d)
     return result

@@ -15,7 +15,7 @@ from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.ops.activation import activate
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
-from dsopt.backends.tir.tvm_adapter import Expr, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, element, tirx
 
 _DIMS = ("d", "h", "w")
 
@@ -90,7 +90,7 @@ def _direct(context: Context, c: Convolution) -> Buffer:
         b = k.read("bias", c.bias) if c.bias else None
         y = k.write("y", result, (B, N, *out_sizes))
         extents = {"n": B, "oc": N} | {f"o{name}": size for name, size in zip(names, out_sizes, strict=True)}
-        with k.grid(**extents) as (n, oc, *out), ExitStack() as loops:
+        with k.grid(**extents) as (n, oc, *out):
             first = 0 if c.groups == 1 else k.let("first", tirx.truncdiv(oc, N_g) * C_g if N_g > 1 else oc * C_g)
             total = k.local("total", b[oc] if b is not None else 0.0, "float32")
             windows = [
@@ -109,10 +109,10 @@ def _direct(context: Context, c: Convolution) -> Buffer:
                     start + tap * step for (start, _, _), tap, step in zip(windows, taps, c.dilation, strict=True)
                 ]
                 with ExitStack() as guards:
-                    for size, place, window in zip(kernel, places, windows, strict=True):
+                    for size, window in zip(kernel, windows, strict=True):
                         if size == 1 and not (isinstance(window[1], int) and isinstance(window[2], int)):
                             guards.enter_context(k.when(tirx.all(window[1] <= 0, window[2] > 0)))
-                    k.store(total, total[0] + x[(n, first + channel, *places)] * w[(oc, channel, *taps)])
+                    k.store(total, total[0] + element(x, n, first + channel, *places) * element(w, oc, channel, *taps))
             k.store(y, activate(total[0], c.activation, c.params), n, oc, *out)
     return result
 
@@ -149,7 +149,9 @@ def _transposed(context: Context, c: Convolution) -> Buffer:
                     places.append(place)
                 channel = nest.enter_context(k.loop("ic", 0, C_g))
                 k.store(
-                    total, total[0] + x[(n, first + channel, *places)] * w[(first + channel, channel_in_group, *taps)]
+                    total,
+                    total[0]
+                    + element(x, n, first + channel, *places) * element(w, first + channel, channel_in_group, *taps),
                 )
             k.store(y, activate(total[0], c.activation, c.params), n, oc, *out)
     return result

@@ -9,7 +9,7 @@ from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.ops.activation import number
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
-from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, element, tirx
 
 
 def _need_float(x: Buffer) -> None:
@@ -70,11 +70,11 @@ def _moments(k: KernelBuilder, x: TirBuffer, row: Sequence[Expr], size: int, eps
     """Name the mean and 1 / sqrt(variance + epsilon) of x[*row, 0..size]."""
     total = k.local("total", 0.0, "float32")
     with k.loop("i", 0, size) as i:
-        k.store(total, total[0] + x[(*row, i)])
+        k.store(total, total[0] + element(x, *row, i))
     mean = k.let("mean", total[0] * number(1.0 / size), "float32")
     squares = k.local("squares", 0.0, "float32")
     with k.loop("i", 0, size) as i:
-        centred = k.let("centred", x[(*row, i)] - mean, "float32")
+        centred = k.let("centred", element(x, *row, i) - mean, "float32")
         k.store(squares, squares[0] + centred * centred)
     scale = k.let("scale", number(1.0) / tirx.sqrt(squares[0] * number(1.0 / size) + number(epsilon)), "float32")
     return mean, scale

@@ -10,7 +10,7 @@ from dsopt.backends.tir.ops.activation import number
 from dsopt.backends.tir.ops.convolution import Window, spread
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
-from dsopt.backends.tir.tvm_adapter import Expr, constant, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, constant, element, tirx
 
 _DIMS = ("d", "h", "w")
 
@@ -19,7 +19,7 @@ def _windows(
     x: Buffer, rank: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[Window]:
     sizes = x.shape[-rank:]
-    steps = kernel if not stride else stride
+    steps = stride or kernel
     spreads = [spread(values, rank) for values in (kernel, steps, padding, dilation)]
     return [Window(sizes[i], *(values[i] for values in spreads)) for i in range(rank)]
 
@@ -51,7 +51,7 @@ def _max_pool(context: Context, x: Buffer, windows: list[Window], with_indices: 
                     for n, (_, low, high) in zip(names, bounds, strict=True)
                 ]
                 places = [start + tap * w.dilation for (start, _, _), tap, w in zip(bounds, taps, windows, strict=True)]
-                value = source[(c, *places)]
+                value = element(source, c, *places)
                 if best is None:
                     k.store(largest, tirx.max(value, largest[0]))
                 else:
@@ -122,7 +122,7 @@ def _avg_pool(
                     for n, (_, low, high) in zip(names, bounds, strict=True)
                 ]
                 places = [start + tap for (start, _, _), tap in zip(bounds, taps, strict=True)]
-                k.store(total, total[0] + source[(c, *places)])
+                k.store(total, total[0] + element(source, c, *places))
             count: Expr = 1
             for window, (start, low, high), size in zip(windows, bounds, shape[1:], strict=True):
                 count = count * (_padded_count(window, start, size) if count_include_pad else high - low)
@@ -181,7 +181,7 @@ def _adaptive(context: Context, x: Buffer, rank: int, maximum: bool) -> Buffer:
                     loops.enter_context(k.loop(f"i{n}", low, high))
                     for n, (low, high) in zip(names, bounds, strict=True)
                 ]
-                value = source[(c, *places)]
+                value = element(source, c, *places)
                 k.store(total, tirx.max(value, total[0]) if maximum else total[0] + value)
             count: Expr = 1
             for low, high in bounds:
@@ -192,7 +192,7 @@ def _adaptive(context: Context, x: Buffer, rank: int, maximum: bool) -> Buffer:
 
 
 def _constant_extent(extent: Expr) -> Expr:
-    from dsopt.backends.tir.tvm_adapter import analyzer
+    from dsopt.backends.tir.tvm_adapter import analyzer, element
 
     simple = analyzer().simplify(extent)
     return int(simple.value) if type(simple).__name__ == "IntImm" else simple

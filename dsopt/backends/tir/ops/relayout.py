@@ -14,7 +14,7 @@ from typing import Any
 from dsopt.backends.tir.ops.softmax import split_at
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, Layout, RefusedError, lowering, normalize_dim
-from dsopt.backends.tir.tvm_adapter import Expr, constant, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, constant, element, tirx
 
 # ---- views ----
 
@@ -174,7 +174,7 @@ def _stack(context: Context, parts: list[Buffer], dim: int) -> Buffer:
 
 
 def _join(context: Context, parts: Sequence[Buffer], dim: int, shape: tuple[int, ...]) -> Buffer:
-    before, _, after = split_at(shape, dim)
+    before = split_at(shape, dim)[0]
     result = context.result()
     row = result.elements // before
     offset = 0
@@ -254,15 +254,15 @@ def _pad(context: Context, x: Buffer, pad: Sequence[int], mode: str, value: floa
                 dim.place(at) if extent != dim.size or dim.before else at
                 for dim, at, extent in zip(dims, index, shape[1:], strict=True)
             ]
-            element = source[(outer, *places)]
+            shown = element(source, outer, *places)
             if mode == "constant":
                 inside = [
                     tirx.all(place >= 0, place < dim.size)
                     for dim, place, extent in zip(dims, places, shape[1:], strict=True)
                     if extent != dim.size or dim.before
                 ]
-                element = tirx.if_then_else(tirx.all(*inside), element, constant(value, x.dtype))
-            k.store(y, element, outer, *index)
+                shown = tirx.if_then_else(tirx.all(*inside), shown, constant(value, x.dtype))
+            k.store(y, shown, outer, *index)
     return result
 
 

@@ -10,7 +10,7 @@ from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.ops.activation import number
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, lowering
-from dsopt.backends.tir.tvm_adapter import Expr, tirx
+from dsopt.backends.tir.tvm_adapter import Expr, element, tirx
 
 _DIMS = ("d", "h", "w")
 
@@ -28,7 +28,7 @@ def _nearest(context: Context, x: Buffer, scales: Sequence[float | None], exact:
                 k.let(f"{n}_place", _nearest_place(o, size, out_size, scale, exact))
                 for n, o, size, out_size, scale in zip(names, out, sizes, out_sizes, scales, strict=True)
             ]
-            k.store(y, source[(c, *places)], c, *out)
+            k.store(y, element(source, c, *places), c, *out)
     return result
 
 
@@ -79,7 +79,7 @@ def _linear(context: Context, x: Buffer, scales: Sequence[float | None], align: 
                 for side, (_, _, high_weight) in zip(corner, places, strict=True):
                     factor = high_weight if side else number(1.0) - high_weight
                     weight = factor if weight is None else weight * factor
-                term = weight * source[(c, *(place[side] for side, place in zip(corner, places, strict=True)))]
+                term = weight * element(source, c, *(place[side] for side, place in zip(corner, places, strict=True)))
                 total = term if total is None else total + term
             k.store(y, total, c, *out)
     return result
