@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from importlib.resources import files
 
 import click
@@ -11,6 +10,8 @@ import click
 from dsopt.cli.options import speaking
 from dsopt.cli.output import Output, table
 from dsopt.errors import UsageError
+
+_CODE = re.compile(r"DS\d{4}")
 
 
 @click.command(short_help="Explain an error code.")
@@ -25,7 +26,11 @@ def command(console: Output, code: str | None) -> None:
         return
     wanted = _normal(code)
     if wanted not in codes():
-        near = get_close_matches(wanted, codes(), n=3, cutoff=0.6)
+        near = (
+            sorted(codes(), key=lambda known: abs(int(known[2:]) - int(wanted[2:])))[:3]
+            if _CODE.fullmatch(wanted)
+            else []
+        )
         hint = (
             "near ones: " + ", ".join(f"{known} ({title(known)})" for known in near)
             if near
@@ -39,7 +44,9 @@ def command(console: Output, code: str | None) -> None:
 def codes() -> list[str]:
     """Return all codes that have a page, sorted."""
     folder = files("dsopt") / "explanations"
-    return sorted(each.name[:-3] for each in folder.iterdir() if re.fullmatch(r"DS\d{4}\.md", each.name))
+    return sorted(
+        each.name[:-3] for each in folder.iterdir() if each.name.endswith(".md") and _CODE.fullmatch(each.name[:-3])
+    )
 
 
 def page(code: str) -> str:

@@ -24,6 +24,10 @@ BROKEN_PIPE = 141
 """As shells say it: 128 and the number of the signal (SIGINT, SIGTERM, SIGPIPE)."""
 
 
+class ReaderGoneError(Exception):
+    """The reader of stdout went away: no failure, and nothing is to be said."""
+
+
 class InternalError(DsoptError):
     """Something that dsopt did not expect: its own fault."""
 
@@ -49,7 +53,7 @@ def exit_code_of(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except Terminated:
         click.echo("dsopt: told to stop; nothing half-written was left behind", err=True)
         return TERMINATED
-    except BrokenPipeError:
+    except (ReaderGoneError, BrokenPipeError):
         return BROKEN_PIPE
     except ModuleNotFoundError as error:
         return _report(_missing_package(error) or _internal(error, arguments), arguments)

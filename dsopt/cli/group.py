@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from dsopt import __version__
-from dsopt.cli.failures import exit_code_of, flush_quietly
+from dsopt.cli.failures import ReaderGoneError, exit_code_of, flush_quietly
 from dsopt.config import default_map
 
 COMMANDS: dict[str, str] = {
@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "completion": "Print the completion script of a shell.",
 }
 """Command -> what it does. `dsopt/cli/NAME.py` holds it as `command`."""
+
+_HELP = "dsopt.help"
 
 
 class DsoptGroup(click.Group):
@@ -57,6 +59,14 @@ class DsoptGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Click ends with 1 when the reader of stdout goes away, which means a failed check here."""
+        ctx.meta[_HELP] = bool({"-h", "--help"} & set(ctx.args))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
 
     def main(
         self,
@@ -106,6 +116,6 @@ def option_names(command: click.Command) -> list[str]:
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None) -> None:
     """Compile trained PyTorch models for CPUs, NVIDIA GPUs and microcontrollers, and run and check the result."""
-    if not ctx.resilient_parsing and "--help" not in sys.argv[1:]:
+    if not ctx.resilient_parsing and not ctx.meta.get(_HELP):
         known = {name: (lambda name=name: option_names(load_command(name))) for name in COMMANDS}
         ctx.default_map = default_map(config, Path.cwd(), known)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsopt.dims import solve
+from dsopt.dims import Size, solve
 from dsopt.errors import UsageError
 from dsopt.ir import Program
 from dsopt.passes.base import PassContext, PassManager, parse_pipeline
@@ -28,13 +28,15 @@ def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
     for name in sorted(set(ours) & set(theirs)):
         (shape, dtype), (wanted, wanted_dtype) = ours[name], theirs[name]
         if dtype != wanted_dtype or len(shape) != len(wanted):
-            problems.append(f"{name}: {dtype}{list(shape)} in the model, {wanted_dtype}{list(wanted)} in the artifact")
+            problems.append(
+                f"{name}: {dtype}{_text(shape)} in the model, {wanted_dtype}{_text(wanted)} in the artifact"
+            )
             continue
         for mine, built in zip(shape, wanted, strict=True):
             if isinstance(mine, str) and isinstance(built, int):
                 sizes |= solve(mine, built, sizes)
             elif isinstance(mine, int) and mine != built:
-                problems.append(f"{name}: {list(shape)} in the model, {list(wanted)} in the artifact")
+                problems.append(f"{name}: {_text(shape)} in the model, {_text(wanted)} in the artifact")
                 break
     if problems:
         raise UsageError(
@@ -49,3 +51,7 @@ def rewritten_like(program: Program, manifest: Mapping[str, Any]) -> Program:
     passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
     target = parse_target(manifest["target"])
     return PassManager(passes).run(program, PassContext(target=target))[0]
+
+
+def _text(shape: Sequence[Size]) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"

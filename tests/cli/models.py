@@ -1,0 +1,81 @@
+"""Factories that the command line tests name as tests.cli.models:NAME."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsopt import ModelSpec
+
+
+class Tiny(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = nn.Linear(4, 8)
+        self.second = nn.Linear(8, 3)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def tiny() -> ModelSpec:
+    return ModelSpec(Tiny(0).eval(), (torch.ones(2, 4),), {}, {"x": {0: "batch"}})
+
+
+def other() -> ModelSpec:
+    """Return the same network but for the weights of its last layer."""
+    model = Tiny(0).eval()
+    with torch.no_grad():
+        model.second.weight.mul_(1.5)
+    return ModelSpec(model, (torch.ones(2, 4),), {}, {"x": {0: "batch"}})
+
+
+class Sorted(nn.Module):
+    """Uses operators that no backend has, on two lines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.special.bessel_j0(x)
+        return torch.special.airy_ai(y)
+
+
+def unsupported() -> ModelSpec:
+    return ModelSpec(Sorted().eval(), (torch.ones(2, 4),))
+
+
+class Batches(nn.Module):
+    """A batch norm that stands alone, which fold-batch-norm leaves and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.relu(x))
+
+
+def unfolded() -> ModelSpec:
+    return ModelSpec(Batches().eval(), (torch.ones(2, 4),))
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(x.sum(0))
+        return self.total * 2
+
+
+def counter() -> ModelSpec:
+    return ModelSpec(Counter().eval(), (torch.ones(2, 3),))
+
+
+def broken() -> Any:
+    raise RuntimeError("no weights today")

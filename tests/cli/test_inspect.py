@@ -1,0 +1,54 @@
+"""dsopt inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.cli.conftest import Run
+
+TINY = "tests.cli.models:tiny"
+
+
+def test_a_models_layers_are_shown_with_parameters_and_multiply_adds(run_json: Callable[..., Any], run: Run) -> None:
+    found = run_json("inspect", TINY)
+    assert [(each["layer"], each["op"], each["parameters"], each["multiply_adds"]) for each in found["layers"]] == [
+        ("first", "linear", 40, 64), ("", "relu", 0, 0), ("second", "linear", 27, 48),
+    ]  # fmt: skip
+    assert (found["parameters"], found["multiply_adds"], found["weight_bytes"]) == (67, 112, 268)
+    assert found["dims"] == {"batch": {"min": 1, "max": None, "example": 2}}
+    assert found["blockers"] is None
+    text = run("inspect", TINY).stdout
+    assert "Multiply-adds are those of the example: batch=2." in text
+    assert "f32[batch, 8]" in text
+
+
+def test_all_blockers_of_a_target_are_shown_at_once(run: Run, run_json: Callable[..., Any]) -> None:
+    found = run_json("inspect", "tests.cli.models:unsupported", "--target", "cpu", code=3)
+    assert [each["op"] for each in found["blockers"]] == [
+        "aten.special_bessel_j0.default", "aten.special_airy_ai.default",
+    ]  # fmt: skip
+    text = run("inspect", "tests.cli.models:unsupported", "--target", "cpu", code=3).stdout
+    assert "cpu cannot run 2 of these" in text
+    assert "models.py" in text
+    assert "cpu can run all of it" in run("inspect", TINY, "--target", "cpu").stdout
+
+
+def test_the_program_itself_is_shown_as_text(run: Run) -> None:
+    assert run("inspect", TINY, "--text").stdout.startswith("program(%x: f32[batch, 4])\n")
+
+
+def test_an_artifact_is_shown_without_its_model(run: Run, run_json: Callable[..., Any], artifact: Path) -> None:
+    text = run("inspect", artifact).stdout
+    assert "input x        float32[batch, 4]" in text
+    assert "model.onnx" in text
+    assert run_json("inspect", artifact)["target"] == "cpu"
+    assert "compiled already" in run("inspect", artifact, "--target", "cpu", code=2).stderr
+
+
+def test_an_altered_artifact_is_refused(run: Run, artifact: Path) -> None:
+    content = bytearray(artifact.read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("altered.dsopt").write_bytes(content)
+    assert "truncated or altered" in run("inspect", "altered.dsopt", code=2).stderr
