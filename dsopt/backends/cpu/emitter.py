@@ -75,7 +75,7 @@ class Emitter(GraphBuilder):
         self.scope = self.unique(name)
         try:
             result = function(self, *node.args, **node.kwargs)
-            if isinstance(result, Value):
+            if isinstance(result, Value) and isinstance(node.meta["val"], Tensor):
                 result = self._take_scope_name(result, first)
         finally:
             self.node, self.scope = before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +18,7 @@ for _name in (
     "hardsigmoid", "hardswish", "softshrink", "hardshrink", "tanhshrink", "softsign", "tanh", "sigmoid", "glu", "rrelu",
 ):  # fmt: skip
     _function = getattr(F, _name)
-    CASES.add(_name, (lambda f: lambda x: f(x))(_function), floats("B", 3, 6, scale=3.0))
+    CASES.add(_name, partial(lambda f, x: f(x), _function), floats("B", 3, 6, scale=3.0))
 
 CASES.add("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), X)
 CASES.add("leaky_relu_slope", lambda x: F.leaky_relu(x, 0.2), X)
@@ -44,7 +46,7 @@ for _activation, _params in (
 ):  # fmt: skip
     CASES.add(
         f"add_act_{_activation}",
-        (lambda a, p: lambda x, y: torch.ops.dsopt.add_act(x, y, a, p))(_activation, _params),
+        partial(lambda a, p, x, y: torch.ops.dsopt.add_act(x, y, a, p), _activation, _params),
         X,
         floats(5),
     )

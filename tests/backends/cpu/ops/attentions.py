@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,11 +75,11 @@ CASES.add(
 CASES.add("self_attention", module(SelfAttention), floats("B", 5, 8))
 CASES.add("self_attention_varying_length", module(SelfAttention), floats(2, "B", 8))
 CASES.add(
-    "multihead_module", (lambda m: lambda x: m(x, x, x, need_weights=False)[0])(module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
+    "multihead_module", partial(lambda m, x: m(x, x, x, need_weights=False)[0], module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
     floats("B", 5, 8),
 )  # fmt: skip
 CASES.add(
-    "multihead_weights", (lambda m: lambda x: m(x, x, x))(module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
+    "multihead_weights", partial(lambda m, x: m(x, x, x), module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
     floats("B", 5, 8),
 )  # fmt: skip
 CASES.add("encoder_layer", module(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), floats("B", 5, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +23,16 @@ DIVISORS = value([3, -3, 2, -5])
 
 # arithmetic, broadcast, with scalars
 for _name in ("add", "sub", "mul", "div", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot"):
-    CASES.add(_name, (lambda f: lambda a, b: f(a, b))(getattr(torch, _name)), X, Y)
-    CASES.add(f"{_name}_broadcast", (lambda f: lambda a, b: f(a, b))(getattr(torch, _name)), X, ROW)
+    CASES.add(_name, partial(lambda f, a, b: f(a, b), getattr(torch, _name)), X, Y)
+    CASES.add(f"{_name}_broadcast", partial(lambda f, a, b: f(a, b), getattr(torch, _name)), X, ROW)
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     _function: Any = getattr(operator, _name)
-    CASES.add(f"{_name}_number", (lambda f: lambda a: f(a, 2.5))(_function), positive("B", 5))
-    CASES.add(f"{_name}_reversed", (lambda f: lambda a: f(2.5, a))(_function), positive("B", 5))
-    CASES.add(f"{_name}_int", (lambda f: lambda a, b: f(a, b))(_function), ints("B", 4, high=9), SMALL)
-    CASES.add(f"{_name}_int_number", (lambda f: lambda a: f(a, 3))(_function), I64)
-    CASES.add(f"{_name}_int_float", (lambda f: lambda a: f(a, 1.5))(_function), SMALL)
-    CASES.add(f"{_name}_mixed", (lambda f: lambda a, b: f(a, b))(_function), SMALL, positive("B", 4))
+    CASES.add(f"{_name}_number", partial(lambda f, a: f(a, 2.5), _function), positive("B", 5))
+    CASES.add(f"{_name}_reversed", partial(lambda f, a: f(2.5, a), _function), positive("B", 5))
+    CASES.add(f"{_name}_int", partial(lambda f, a, b: f(a, b), _function), ints("B", 4, high=9), SMALL)
+    CASES.add(f"{_name}_int_number", partial(lambda f, a: f(a, 3), _function), I64)
+    CASES.add(f"{_name}_int_float", partial(lambda f, a: f(a, 1.5), _function), SMALL)
+    CASES.add(f"{_name}_mixed", partial(lambda f, a, b: f(a, b), _function), SMALL, positive("B", 4))
 CASES.add("add_alpha", lambda a, b: torch.add(a, b, alpha=3), X, Y)
 CASES.add("sub_alpha", lambda a, b: torch.sub(a, b, alpha=0.5), X, Y)
 CASES.add("rsub_alpha", lambda a, b: torch.rsub(a, b, alpha=2), X, Y)
@@ -64,7 +65,7 @@ CASES.add(
 CASES.add("fmod_float_signs", torch.fmod, value([5.5, -5.5, 5.5, -5.5, 4.0]), value([2.0, 2.0, -2.0, -2.0, 2.0]))
 CASES.add("remainder_number_tensor", lambda a: torch.remainder(7, a), SMALL)
 for _exponent in (2, 3, 0.5, -1, -0.5, 1.7):
-    CASES.add(f"pow_{_exponent}", (lambda e: lambda a: a**e)(_exponent), positive("B", 5))
+    CASES.add(f"pow_{_exponent}", partial(lambda e, a: a**e, _exponent), positive("B", 5))
 CASES.add("pow_tensor", torch.pow, positive("B", 5), floats("B", 5))
 CASES.add("pow_cubed_int", lambda a: a**3, I64)
 CASES.add("pow_int8", lambda a: a**2, I8)
@@ -73,15 +74,15 @@ CASES.add("pow_int8", lambda a: a**2, I8)
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     _function = getattr(operator, _name)
     CASES.add(_name, _function, I64, value([1, -2, 3, 0]))
-    CASES.add(f"{_name}_number", (lambda f: lambda a: f(a, 0.5))(_function), X)
-    CASES.add(f"{_name}_int_float", (lambda f: lambda a: f(a, 0.5))(_function), I64)
+    CASES.add(f"{_name}_number", partial(lambda f, a: f(a, 0.5), _function), X)
+    CASES.add(f"{_name}_int_float", partial(lambda f, a: f(a, 0.5), _function), I64)
     CASES.add(f"{_name}_bool", _function, bools("B", 4), bools(4))
 for _name in ("logical_and", "logical_or", "logical_xor"):
     CASES.add(_name, getattr(torch, _name), I64, bools("B", 4))
 for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
     CASES.add(_name, getattr(torch, _name), I64, SMALL)
     CASES.add(f"{_name}_bool", getattr(torch, _name), bools("B", 4), bools(4))
-    CASES.add(f"{_name}_number", (lambda f: lambda a: f(a, 3))(getattr(torch, _name)), I32)
+    CASES.add(f"{_name}_number", partial(lambda f, a: f(a, 3), getattr(torch, _name)), I32)
 CASES.add("logical_not", torch.logical_not, I64)
 CASES.add("bitwise_not", lambda a: ~a, I64)
 CASES.add("bitwise_not_bool", lambda a: ~a, bools("B", 4))
@@ -117,18 +118,18 @@ for _name in (
     "expm1", "log1p", "exp2", "square", "sign", "floor", "ceil", "round", "trunc", "frac", "sigmoid", "tanh", "isnan",
     "isinf", "isfinite", "positive", "relu", "sgn",
 ):  # fmt: skip
-    CASES.add(_name, (lambda f: lambda a: f(a))(getattr(torch, _name)), units("B", 5))
+    CASES.add(_name, partial(lambda f, a: f(a), getattr(torch, _name)), units("B", 5))
 for _name in ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "logit"):
-    CASES.add(_name, (lambda f: lambda a: f(a))(getattr(torch, _name)), (lambda b: positive("B", 5)(b) * 0.45))
+    CASES.add(_name, partial(lambda f, a: f(a), getattr(torch, _name)), (lambda b: positive("B", 5)(b) * 0.45))
 CASES.add("acosh", torch.acosh, (lambda b: positive("B", 5)(b) + 1))
 CASES.add("logit_eps", lambda a: torch.logit(a, 1e-3), units("B", 5))
 for _name in ("exp", "sqrt", "sin", "sigmoid", "tanh", "reciprocal", "log1p", "rsqrt"):
-    CASES.add(f"{_name}_int", (lambda f: lambda a: f(a))(getattr(torch, _name)), SMALL)
+    CASES.add(f"{_name}_int", partial(lambda f, a: f(a), getattr(torch, _name)), SMALL)
 for _name in ("abs", "neg", "sign", "floor", "ceil", "round", "trunc", "square"):
-    CASES.add(f"{_name}_int", (lambda f: lambda a: f(a))(getattr(torch, _name)), I64)
+    CASES.add(f"{_name}_int", partial(lambda f, a: f(a), getattr(torch, _name)), I64)
 for _name in ("exp", "log", "sqrt", "floor", "sigmoid", "cos"):
     CASES.add(
-        f"{_name}_double", (lambda f: lambda a: f(a))(getattr(torch, _name)), positive("B", 5, dtype=torch.float64)
+        f"{_name}_double", partial(lambda f, a: f(a), getattr(torch, _name)), positive("B", 5, dtype=torch.float64)
     )
 CASES.add("half_chain", lambda a: torch.exp(a) * 2 + a.tanh(), floats("B", 5, dtype=torch.float16), largest=2e-3)
 CASES.add("round_halves", torch.round, value([0.5, 1.5, 2.5, -0.5, -1.5]))
@@ -150,7 +151,7 @@ CASES.add("addcdiv", lambda a, b, c: torch.addcdiv(a, b, c + 3, value=2), X, Y, 
 for _dtype in (torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.bool):
     CASES.add(
         f"to_{_dtype}".replace("torch.", ""),
-        (lambda d: lambda a: a.to(d))(_dtype),
+        partial(lambda d, a: a.to(d), _dtype),
         floats("B", 5, scale=4.0),
         largest=1e-3,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -100,5 +102,5 @@ for _equation, _shapes in (
     ("ii->i", ((4, 4),)),
 ):
     CASES.add(
-        f"einsum_{_equation}", (lambda e: lambda *xs: torch.einsum(e, *xs))(_equation), *(floats(*s) for s in _shapes)
+        f"einsum_{_equation}", partial(lambda e, *xs: torch.einsum(e, *xs), _equation), *(floats(*s) for s in _shapes)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -27,7 +29,7 @@ for _ceil in (False, True):
         for _padding in (0, 1):
             CASES.add(
                 f"avg_2d_ceil{_ceil:d}_include{_include:d}_pad{_padding}",
-                (lambda c, i, p: lambda x: F.avg_pool2d(x, 3, 2, p, c, i))(_ceil, _include, _padding),
+                partial(lambda c, i, p, x: F.avg_pool2d(x, 3, 2, p, c, i), _ceil, _include, _padding),
                 IMAGE,
             )
 CASES.add("avg_1d", lambda x: F.avg_pool1d(x, 3, 2, 1), LINE)
@@ -38,8 +40,8 @@ CASES.add("avg_2d_divisor", lambda x: F.avg_pool2d(x, 2, divisor_override=3), IM
 CASES.add("avg_2d_ceil_varying", lambda x: F.avg_pool2d(x, 3, 2, 0, True), floats(2, 3, "2B", "3B"))
 CASES.add("avg_2d_unbatched", lambda x: F.avg_pool2d(x, 2), floats(3, 6, 6))
 for _size in (1, 3, (2, 5), (3, 4), (9, None)):
-    CASES.add(f"adaptive_avg_2d_{_size}", (lambda s: lambda x: F.adaptive_avg_pool2d(x, s))(_size), IMAGE)
-    CASES.add(f"adaptive_max_2d_{_size}", (lambda s: lambda x: F.adaptive_max_pool2d(x, s))(_size), IMAGE)
+    CASES.add(f"adaptive_avg_2d_{_size}", partial(lambda s, x: F.adaptive_avg_pool2d(x, s), _size), IMAGE)
+    CASES.add(f"adaptive_max_2d_{_size}", partial(lambda s, x: F.adaptive_max_pool2d(x, s), _size), IMAGE)
 CASES.add("adaptive_avg_1d", lambda x: F.adaptive_avg_pool1d(x, 4), LINE)
 CASES.add("adaptive_avg_1d_global", lambda x: F.adaptive_avg_pool1d(x, 1), LINE)
 CASES.add("adaptive_avg_3d", lambda x: F.adaptive_avg_pool3d(x, (3, 4, 3)), VOLUME)

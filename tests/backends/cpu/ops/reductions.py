@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -13,13 +14,13 @@ X, I64, IMAGE = floats("B", 3, 5), ints("B", 3, 5, low=-4, high=9), floats("B", 
 
 for _name in ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var"):
     _function = getattr(torch, _name)
-    CASES.add(f"{_name}_last", (lambda f: lambda x: f(x, -1))(_function), X)
-    CASES.add(f"{_name}_keepdim", (lambda f: lambda x: f(x, 1, keepdim=True))(_function), X)
-    CASES.add(f"{_name}_batch", (lambda f: lambda x: f(x * 0.5, 0))(_function), X, is_static=_name in ("std", "var"))
+    CASES.add(f"{_name}_last", partial(lambda f, x: f(x, -1), _function), X)
+    CASES.add(f"{_name}_keepdim", partial(lambda f, x: f(x, 1, keepdim=True), _function), X)
+    CASES.add(f"{_name}_batch", partial(lambda f, x: f(x * 0.5, 0), _function), X, is_static=_name in ("std", "var"))
     if _name not in ("logsumexp",):
-        CASES.add(f"{_name}_all", (lambda f: lambda x: f(x * 0.5))(_function), X, is_static=_name in ("std", "var"))
+        CASES.add(f"{_name}_all", partial(lambda f, x: f(x * 0.5), _function), X, is_static=_name in ("std", "var"))
     if _name not in ("prod",):
-        CASES.add(f"{_name}_axes", (lambda f: lambda x: f(x, (1, 2)))(_function), X)
+        CASES.add(f"{_name}_axes", partial(lambda f, x: f(x, (1, 2)), _function), X)
 CASES.add("mean_image", lambda x: x.mean((2, 3)), IMAGE)
 CASES.add("mean_image_keepdim", lambda x: x.mean((-1, -2), keepdim=True), IMAGE)
 CASES.add("mean_dtype", lambda x: x.mean(-1, dtype=torch.float64), I64)
@@ -57,7 +58,7 @@ CASES.add("std_mean", lambda x: torch.std_mean(x, 1, correction=0), X)
 CASES.add("var_varying", lambda x: x.var(1), floats(2, "3B"))
 CASES.add("var_large_mean", lambda x: (x + 1000).var(-1), X, largest=1e-3)
 for _order in (2, 1, 3, math.inf, -math.inf, 0, 0.5):
-    CASES.add(f"norm_{_order}", (lambda p: lambda x: torch.linalg.vector_norm(x, p, dim=-1))(_order), X)
+    CASES.add(f"norm_{_order}", partial(lambda p, x: torch.linalg.vector_norm(x, p, dim=-1), _order), X)
 CASES.add("norm_all", torch.linalg.vector_norm, X)
 CASES.add("norm_method", lambda x: x.norm(dim=1, keepdim=True), X)
 CASES.add("norm_method_all", lambda x: x.norm(), X)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -19,14 +21,14 @@ for _name, _x, _modes in (
         for _factor in (2, 1.7, 0.6):
             CASES.add(
                 f"{_name}_{_mode}_{_factor}",
-                (lambda m, f: lambda x: F.interpolate(x, scale_factor=f, mode=m))(_mode, _factor),
+                partial(lambda m, f, x: F.interpolate(x, scale_factor=f, mode=m), _mode, _factor),
                 _x,
                 largest=2e-5,
             )
 for _mode in ("nearest", "bilinear", "bicubic"):
-    CASES.add(f"size_{_mode}", (lambda m: lambda x: F.interpolate(x, size=(8, 11), mode=m))(_mode), IMAGE, largest=2e-5)
+    CASES.add(f"size_{_mode}", partial(lambda m, x: F.interpolate(x, size=(8, 11), mode=m), _mode), IMAGE, largest=2e-5)
     CASES.add(
-        f"size_down_{_mode}", (lambda m: lambda x: F.interpolate(x, size=(3, 2), mode=m))(_mode), IMAGE, largest=2e-5
+        f"size_down_{_mode}", partial(lambda m, x: F.interpolate(x, size=(3, 2), mode=m), _mode), IMAGE, largest=2e-5
     )
 CASES.add("line_size", lambda x: F.interpolate(x, size=12, mode="linear"), LINE)
 CASES.add("corners_bilinear", lambda x: F.interpolate(x, size=(8, 11), mode="bilinear", align_corners=True), IMAGE)
@@ -54,7 +56,7 @@ for _mode in ("bilinear", "nearest", "bicubic"):
     for _padding in ("zeros", "border", "reflection"):
         CASES.add(
             f"grid_{_mode}_{_padding}",
-            (lambda m, p: lambda x, g: F.grid_sample(x, g * 1.3, m, p, align_corners=False))(_mode, _padding),
+            partial(lambda m, p, x, g: F.grid_sample(x, g * 1.3, m, p, align_corners=False), _mode, _padding),
             IMAGE,
             units("B", 4, 3, 2),
         )
