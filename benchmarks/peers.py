@@ -98,10 +98,10 @@ def onnx_runtime(path: Path, spec: ModelSpec, threads: int) -> Callable[[], list
     feeds |= {one.name: np.zeros(one.shape, np.float32) for one in states}
     outputs = len(session.get_outputs()) - len(states)
     if not states:
-        return lambda: session.run(None, feeds)  # type: ignore[no-any-return]
+        return lambda: session.run(None, feeds)
 
     def call() -> list[np.ndarray]:
-        results = session.run(None, feeds)
+        results: list[np.ndarray] = session.run(None, feeds)
         for one, value in zip(states, results[outputs:], strict=True):
             feeds[one.name] = value
         return results[:outputs]

@@ -45,7 +45,7 @@ def measure(runs: int) -> list[Row]:
     bare = seconds.pop("python -c pass")
     rows: list[Row] = []
     for command, walls in seconds.items():
-        ratio = paired_ratio(walls, bare)
+        ratio = paired_ratio([walls], [bare])
         rows.append(
             {
                 "command": command,
