@@ -18,7 +18,7 @@ def all_blockers(program: Program) -> tuple[Blocker, ...]:
     """Return all blockers at once. Where sizes vary, the operators are asked about as they are with the smallest sizes."""
     varying = _varying_inputs(program)
     fixed = program.specialize({name: max(dim.min, 1) for name, dim in program.dims.items()}) if varying else program
-    return (*varying, *(blockers(fixed) or _too_large(fixed)))
+    return (*varying, *(_too_large(fixed) or blockers(fixed)))
 
 
 def _varying_inputs(program: Program) -> tuple[Blocker, ...]:

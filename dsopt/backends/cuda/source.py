@@ -47,6 +47,9 @@ typedef unsigned long long uint64_t;
 #else
 #include <stdint.h>
 #endif
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 """
