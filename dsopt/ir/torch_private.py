@@ -22,9 +22,11 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx  # noqa: F401  for backends
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 from torch.utils._sympy.value_ranges import ValueRanges
+
+make_fx = proxy_tensor.make_fx
 
 # ---- fake tensors and symbols ----
 
