@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 import dsopt
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Blocker, EmitOptions, signature_manifest, state_files
-from dsopt.backends.mcu.generate import generate
+from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
+from dsopt.backends.mcu.generate import Sources, generate
+from dsopt.backends.mcu.harness import harness_tables, location
 from dsopt.backends.mcu.pipeline import pipeline
 from dsopt.backends.mcu.place import Placement, check_budget, place
-from dsopt.ir import Program
+from dsopt.errors import ToolchainError
+from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass
+from dsopt.runtime.executor import Executor
 from dsopt.target import McuTarget, Target
 
 
@@ -29,46 +34,87 @@ class McuBackend:
         return blockers(program)
 
     def emit(self, program: Program, target: Target, options: EmitOptions) -> Artifact:
-        """Generate the C files and place memory. Raises BudgetError before any C is written if the values cannot fit."""
+        """Generate the C files, build the image, run it once on the emulated core, and describe all of it in the manifest.
+
+        Raises UnsupportedOpError; BudgetError before any C is written if the values cannot fit, and after linking if code and
+        stack do not; ToolchainError without a compiler.
+        """
+        from dsopt.backends.mcu.measure import build_and_measure
         from dsopt.backends.tir.lower import lower
 
         assert isinstance(target, McuTarget)
-        steps = 3
-        options.progress(0, steps, "lower")
+        refuse(self.unsupported(program, target), target)
+        options.progress(0, 3, "lowering to loops")
         placement = place(lower(program))
         check_budget(placement, target)
-        options.progress(1, steps, "generate C")
+        options.progress(1, 3, "generating C")
         sources = generate(program, placement, options.name, target.name, dsopt.__version__, options.seed)
+        options.progress(2, 3, "building and measuring")
+        functions = [kernel.name for kernel in placement.program.kernels]
+        built = {name: text for name, text in sources.files.items() if name not in ("run_tests.c", "test_vectors.c")}
+        built["harness_tables.c"] = harness_tables(sources.names, sources.ports, placement)
+        measured = build_and_measure(built, functions, placement, target, _input_bytes(program, options.seed))
+        rows = _layers(program, placement, sources)
+        for row in rows:
+            row["code_bytes"] = measured.code_bytes.get(row["function"])
+            row["instructions"] = measured.layers.get(row["function"])
         files = {name: text.encode() for name, text in sources.files.items()} | state_files(program)
         manifest = {
             **signature_manifest(program),
             "target": target.name,
-            "layers": layers(placement),
-            "memory": placement.manifest(),
+            "layers": rows,
+            "memory": placement.manifest() | measured.memory(),
         }
-        options.progress(steps, steps, "done")
-        return Artifact(manifest, files)
+        options.progress(3, 3, "done")
+        return Artifact(manifest, {**files, "image.elf": measured.elf})
+
+    def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open the image on the emulated core; say why not where nothing here emulates it."""
+        from dsopt.runtime.simulated import open_executor
+        from dsopt.simulate import choose_simulator
+
+        try:
+            choose_simulator(artifact.target.partition(":")[2])
+        except ToolchainError as problem:
+            return None, problem.what
+        return open_executor(artifact), ""
 
 
-def layers(placement: Placement) -> list[dict[str, Any]]:
-    """Return a row for each layer function, in the order in which they run, with the place of its first result."""
+def _input_bytes(program: Program, seed: int) -> list[bytes]:
+    """Return seeded inputs and the first values of the states, as the harness takes them."""
+    states = [program.weights[state.name] for state in program.states]
+    values: list[torch.Tensor] = [*example_inputs(program, seed=seed), *states]
+    return [value.detach().contiguous().numpy().tobytes() for value in values]
+
+
+def _trace(placement: Placement, sources: Sources, name: str) -> dict[str, Any]:
+    buffer = placement.program.buffers[name]
+    symbol, offset = location(sources.names, placement, name)
+    return {"symbol": symbol, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype}
+
+
+def _layers(program: Program, placement: Placement, sources: Sources) -> list[dict[str, Any]]:
+    """Return manifest["layers"]: a row for each layer function, in the order in which they run.
+
+    A node may become several functions: "trace" stands with the last and says where the node's result then lies.
+    """
+    kernels = placement.program.kernels
+    operators = {node.name: str(node.target) for node in program.graph.nodes}
+    last = {kernel.node: number for number, kernel in enumerate(kernels)}
     rows: list[dict[str, Any]] = []
-    for kernel in placement.program.kernels:
+    for number, kernel in enumerate(kernels):
         buffer = placement.program.buffers[kernel.outputs[0]]
-        root = placement.program.root(buffer.name)
-        space, offset = (
-            ("state", placement.states[root.name])
-            if root.kind == "state"
-            else ("arena", placement.plan.offsets[root.name])
-        )
-        rows.append(
-            {
-                "node": kernel.node,
-                "function": kernel.name,
-                "layer": kernel.layer,
-                "source": kernel.source,
-                "multiply_adds": kernel.multiply_adds,
-                "result": {"space": space, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype},
-            }
-        )
+        row: dict[str, Any] = {
+            "node": kernel.node,
+            "function": kernel.name,
+            "layer": kernel.layer,
+            "op": operators.get(kernel.node, ""),
+            "source": kernel.source,
+            "shape": list(buffer.shape),
+            "multiply_adds": kernel.multiply_adds,
+        }
+        result = placement.program.results.get(kernel.node)
+        if last[kernel.node] == number and result is not None:
+            row["trace"] = _trace(placement, sources, result)
+        rows.append(row)
     return rows

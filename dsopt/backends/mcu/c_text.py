@@ -29,6 +29,16 @@ class Names:
         """Return the beginning of macro names."""
         return self.prefix.upper()
 
+    @property
+    def arena(self) -> str:
+        """Return the symbol of the arena."""
+        return f"{self.prefix}_arena"
+
+    @property
+    def states(self) -> str:
+        """Return the symbol of the block of states."""
+        return f"{self.prefix}_states"
+
     def weight(self, buffer: str) -> str:
         """Return the symbol of a weight array."""
         return f"{self.prefix}_weight_{buffer}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib.resources import files as package_files
 
 from dsopt.backends.mcu.c_text import Names
-from dsopt.backends.mcu.data_source import TestVector, run_tests_source, test_vectors_source, weights_source
 from dsopt.backends.mcu.header import Interface, Port, model_header
 from dsopt.backends.mcu.model_source import model_source
 from dsopt.backends.mcu.place import Placement
+from dsopt.backends.mcu.test_source import Sample, run_tests_source, test_vectors_source
+from dsopt.backends.mcu.weights_source import weights_source
 from dsopt.backends.tir.c_source import c_functions
 from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program, example_inputs
@@ -57,9 +58,9 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
     return Sources(files, names, ports)
 
 
-def seeded_vector(program: Program, seed: int) -> TestVector:
+def seeded_vector(program: Program, seed: int) -> Sample:
     """Return seeded inputs and what the program itself gives for them."""
     inputs = example_inputs(program, seed=seed)
     outputs = program.run(*inputs)
     as_arrays = [[value.detach().contiguous().numpy() for value in group] for group in (inputs, outputs)]
-    return TestVector(*as_arrays)
+    return Sample(*as_arrays)

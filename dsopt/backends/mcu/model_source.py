@@ -49,8 +49,8 @@ class _Writer:
         if root.kind == "weight":
             return self.names.weight(root.name)
         if root.kind == "state":
-            return f"({kind} *)(void *)(states + {self.placement.states[root.name]})"
-        return f"({kind} *)(void *)(arena + {self.placement.plan.offsets[root.name]})"
+            return f"({kind} *)(void *)({self.names.states} + {self.placement.states[root.name]})"
+        return f"({kind} *)(void *)({self.names.arena} + {self.placement.plan.offsets[root.name]})"
 
     # ---- parts ----
 
@@ -76,11 +76,14 @@ class _Writer:
         head = (
             f"   {'offset':>9} {'bytes':>9} {'first':>5} {'last':>5}  value (first and last layer that use it, from 0)"
         )
-        text = f"/* The arena: {plan.arena_bytes} bytes, {gap}.\n" + "\n".join([head, *rows]) + " */\n"
+        externs = [(self.names.arena, plan.arena_bytes), (self.names.states, self.placement.state_bytes)]
+        text = "".join(f"extern uint8_t {symbol}[{count}];\n" for symbol, count in externs if count)
+        text += f"\n/* The arena: {plan.arena_bytes} bytes, {gap}.\n" + "\n".join([head, *rows]) + " */\n"
         if plan.arena_bytes:
-            text += f"static ALIGNED uint8_t arena[{plan.arena_bytes}];\n"
+            text += f"ALIGNED uint8_t {self.names.arena}[{plan.arena_bytes}];\n"
         if self.placement.state_bytes:
-            text += f"\n/* States: they keep their bytes from run to run. */\nstatic ALIGNED uint8_t states[{self.placement.state_bytes}];\n"
+            text += "\n/* States: they keep their bytes from run to run. */\n"
+            text += f"ALIGNED uint8_t {self.names.states}[{self.placement.state_bytes}];\n"
         return text
 
     def weights(self) -> str:

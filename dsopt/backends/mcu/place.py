@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,29 +78,42 @@ def place(program: LoopProgram) -> Placement:
 
 def check_budget(placement: Placement, target: McuTarget) -> None:
     """Raise BudgetError, naming the largest buffers, if arena and states or the weights alone exceed the target's memories."""
-    program, plan = placement.program, placement.plan
-    need = plan.arena_bytes + placement.state_bytes
+    need = placement.plan.arena_bytes + placement.state_bytes
     if need > target.ram_bytes:
-        peak = _peak_step(placement)
-        alive = [life for life in placement.lives.values() if life.first <= peak <= life.last]
-        states = [program.buffers[name] for name in placement.states]
-        largest = sorted([*(program.buffers[life.name] for life in alive), *states], key=lambda b: -b.size_bytes)[:5]
-        at = f" while {program.kernels[peak].name} runs" if program.kernels else ""
-        raise BudgetError(
-            "DS0601",
-            f"the model needs {need:,} bytes of RAM for its values and states, and {target.name} here has {target.ram_bytes:,}",
-            where=f"most are alive{at}:\n" + "\n".join(map(_describe, largest)),
-            fix=f"use a smaller input or fewer channels there, or a chip with more memory: McuTarget(ram_bytes={need})",
-        )
+        raise ram_budget_error(placement, target, need)
     if placement.weight_bytes > target.flash_bytes:
-        weights = [b for b in program.buffers.values() if b.kind == "weight" and b.alias_of is None]
-        largest = sorted(weights, key=lambda b: -b.size_bytes)[:5]
-        raise BudgetError(
-            "DS0602",
-            f"the weights take {placement.weight_bytes:,} bytes, and {target.name} here has {target.flash_bytes:,} of flash",
-            where="the largest:\n" + "\n".join(map(_describe, largest)),
-            fix=f"make these layers smaller, or choose a chip with more flash: McuTarget(flash_bytes={placement.weight_bytes})",
-        )
+        raise flash_budget_error(placement, target, placement.weight_bytes)
+
+
+def ram_budget_error(placement: Placement, target: McuTarget, need_bytes: int) -> BudgetError:
+    """Describe RAM that does not suffice, with the largest values alive at the worst step."""
+    program = placement.program
+    peak = _peak_step(placement)
+    alive = [life.name for life in placement.lives.values() if life.first <= peak <= life.last]
+    at = f" while {program.kernels[peak].name} runs" if program.kernels else ""
+    return BudgetError(
+        "DS0601",
+        f"the model needs {need_bytes:,} bytes of RAM, and {target.name} here has {target.ram_bytes:,}",
+        where=f"the largest values{at}:\n" + _largest(program, [*alive, *placement.states]),
+        fix=f"use a smaller input or fewer channels there, or a chip with more memory: McuTarget(ram_bytes={need_bytes})",
+    )
+
+
+def flash_budget_error(placement: Placement, target: McuTarget, need_bytes: int) -> BudgetError:
+    """Describe flash that does not suffice, with the largest weights."""
+    program = placement.program
+    weights = [b.name for b in program.buffers.values() if b.kind == "weight" and b.alias_of is None]
+    return BudgetError(
+        "DS0602",
+        f"code and weights need {need_bytes:,} bytes of flash, and {target.name} here has {target.flash_bytes:,}",
+        where="the largest weights:\n" + _largest(program, weights),
+        fix=f"make these layers smaller, or choose a chip with more flash: McuTarget(flash_bytes={need_bytes})",
+    )
+
+
+def _largest(program: LoopProgram, names: Sequence[str]) -> str:
+    buffers = sorted((program.buffers[name] for name in names), key=lambda buffer: (-buffer.size_bytes, buffer.name))
+    return "\n".join(map(_describe, buffers[:5]))
 
 
 def _describe(buffer: Buffer) -> str:

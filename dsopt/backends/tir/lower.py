@@ -19,8 +19,11 @@ from dsopt.backends.tir.program import ITEM_BYTES, Buffer, BufferKind, Kernel, L
 from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, RefusedError, identifier
 from dsopt.ir import Program
 
-_KERNEL_WORDS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "linear_act": "linear", "add_act": "add",
-                 "scaled_dot_product_attention": "attention", "batch_norm": "norm", "layer_norm": "norm", "convolution": "conv"}  # fmt: skip
+_KERNEL_WORDS = {
+    "batch_norm": "norm", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "convolution": "conv",
+    "add_act": "add", "layer_norm": "norm", "linear_act": "linear", "scaled_dot_product_attention": "attention",
+}  # fmt: skip
+"""How the function of a layer is called after its operator, where that is not the operator's own name."""
 
 
 def lower(program: Program) -> LoopProgram:
@@ -252,8 +255,17 @@ class _Lowerer:
         kept = {
             name: buffer for name, buffer in self.buffers.items() if self.root(buffer).name in roots or name in inputs
         }
+        produced = {kernel.node for kernel in self.kernels}
+        found = {node.name: _buffers_of(self.values.get(node)) for node in self.program.graph.nodes}
+        results = {name: buffers[0].name for name, buffers in found.items() if buffers and name in produced}
         return LoopProgram(
-            tuple(self.kernels), kept, self._constants(roots), tuple(inputs), tuple(o.name for o in outputs), states
+            tuple(self.kernels),
+            kept,
+            self._constants(roots),
+            tuple(inputs),
+            tuple(o.name for o in outputs),
+            states,
+            results,
         )
 
     def _owned(self, node: fx.Node) -> Buffer:

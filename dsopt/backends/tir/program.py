@@ -82,6 +82,7 @@ class LoopProgram:
 
     inputs, outputs: buffer names in the order of the model's signature; an output may be an alias of any other buffer.
     constants: array of each weight buffer that a kernel or an output uses, and of each state buffer (its first value).
+    results: the buffer with the (first) result of each graph node that has kernels, by the node's name.
     """
 
     kernels: tuple[Kernel, ...]
@@ -90,6 +91,7 @@ class LoopProgram:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     states: tuple[State, ...]
+    results: Mapping[str, str]
 
     def root(self, name: str) -> Buffer:
         """Return the buffer that owns the bytes of `name`, following aliases."""

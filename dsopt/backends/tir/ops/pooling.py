@@ -192,7 +192,7 @@ def _adaptive(context: Context, x: Buffer, rank: int, maximum: bool) -> Buffer:
 
 
 def _constant_extent(extent: Expr) -> Expr:
-    from dsopt.backends.tir.tvm_adapter import analyzer, element
+    from dsopt.backends.tir.tvm_adapter import analyzer
 
     simple = analyzer().simplify(extent)
     return int(simple.value) if type(simple).__name__ == "IntImm" else simple
