@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Emitter(GraphBuilder):
         self._values: dict[fx.Node, Any] = {}
         self._weight_names: dict[fx.Node, str] = {}
         self._stored_names: dict[fx.Node, str] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}
         self._derived: dict[str, Value] = {}
         self._shapes: dict[tuple[str, int], Value] = {}
         self._symbols: dict[str, tuple[Value, int]] = {}
@@ -283,6 +284,16 @@ class Emitter(GraphBuilder):
         result = self.op("Transpose", value, perm=combined)
         self._permuted[result.name] = value, combined
         return result
+
+    def order_of(self, value: Value) -> list[int]:
+        """Return the permutation that made a value, [] if none did."""
+        return list(self._permuted[value.name][1]) if value.name in self._permuted else []
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return what `make` gave the first time that this was asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def unsqueeze(self, value: Value, *axes: int) -> Value:
         """Insert axes of size 1, counted in the result."""

@@ -7,6 +7,7 @@ broadcast batches), as MatMul, Softmax, MatMul.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -36,19 +37,21 @@ def convert_attention(
     if not _has_fused_form(cx, query, key, value, attn_mask, enable_gqa):
         return _composed(cx, query, key, value, attn_mask, is_causal, factor, enable_gqa)
     heads = cx.fixed(cx.shape(query)[1], "the number of heads")
-    groups = heads // cx.fixed(cx.shape(key)[1], "the number of key heads")
-    mask = _Mask(cx, query, key, attn_mask)
+    mask = _mask_of(cx, query, key, attn_mask)
     is_square = same_size(cx.shape(query)[2], cx.shape(key)[2])
+    bias = mask.bias
     if is_causal and not is_square:  # the operator's own causal mask is aligned to the last key, torch's to the first
-        mask.bias = cx.op("Where", _below_diagonal(cx, query, key), *_zero_and_lowest(cx), dtype=cx.dtype)
-    inputs = _joined(cx, query, 1), _joined(cx, key, groups), _joined(cx, value, groups)
+        bias = cx.op("Where", _below_diagonal(cx, query, key), *_zero_and_lowest(cx), dtype=cx.dtype)
     y = cx.op(
-        "MultiHeadAttention", *inputs, None, None, mask.bias, domain=MICROSOFT, num_heads=heads, scale=factor,
-        unidirectional=1 if is_causal and is_square else None,
+        "MultiHeadAttention", _joined(cx, query, 1), *_keys_and_values(cx, key, value, heads), None, None, bias,
+        domain=MICROSOFT, num_heads=heads, scale=factor, unidirectional=1 if is_causal and is_square else None,
     )  # fmt: skip
+    if mask.rows is not None:
+        y = cx.op("Mul", y, mask.rows)
     shape = cx.out.shape
     split = cx.reshape(y, [shape[0], shape[2], heads * shape[3]], [shape[0], shape[2], heads, shape[3]])
-    return mask.cleared(cx.transpose(split, [0, 2, 1, 3]))
+    y = cx.transpose(split, [0, 2, 1, 3])
+    return y if mask.head_rows is None else cx.op("Mul", y, mask.head_rows)
 
 
 def _has_fused_form(cx: Emitter, query: fx.Node, key: fx.Node, value: fx.Node, mask: fx.Node | None, gqa: bool) -> bool:
@@ -61,58 +64,75 @@ def _has_fused_form(cx: Emitter, query: fx.Node, key: fx.Node, value: fx.Node, m
     return batches and same_size(shapes[1][1], shapes[2][1]) and (gqa or same_size(shapes[0][1], shapes[1][1]))
 
 
+def _keys_and_values(cx: Emitter, key: fx.Node, value: fx.Node, heads: int) -> tuple[Value, Value]:
+    """Return both as (B, S, H D) if that is how they were made, else as (B, H, S, D), such as a cache is stored."""
+    groups = heads // cx.fixed(cx.shape(key)[1], "the number of key heads")
+    pair = cx.value(key), cx.value(value)
+    is_even = same_size(cx.shape(key)[3], cx.shape(value)[3])
+    if groups > 1 or not is_even or any(cx.order_of(each) == [0, 2, 1, 3] for each in pair):
+        return _joined(cx, key, groups), _joined(cx, value, groups)
+    return pair
+
+
 def _joined(cx: Emitter, x: fx.Node, groups: int) -> Value:
     """Return (B, H, T, D) as (B, T, H D), each head `groups` times: the layout before a model splits its heads."""
     batch, heads, length, size = cx.shape(x)
-    data = cx.value(x)
     assert isinstance(heads, int)
     assert isinstance(size, int)
-    rows = cx.transpose(data, [0, 2, 1, 3])
+    rows = cx.transpose(cx.value(x), [0, 2, 1, 3])
     if groups > 1:
         wide = cx.op("Expand", cx.unsqueeze(rows, 3), cx.vector([1, 1, 1, groups, 1]))
         return cx.op("Reshape", wide, cx.vector([0, 0, heads * groups * size]))
     return cx.reshape(rows, [batch, length, heads, size], [batch, length, heads * size])
 
 
+@dataclass(frozen=True)
 class _Mask:
-    """A mask as what is added to the scores, (B or 1, H or 1, T, S), and the rows in which nothing is left."""
+    """A mask as what is added to the scores, (B or 1, H or 1, T, S), and factors that clear rows in which no key is left.
 
-    def __init__(self, cx: Emitter, query: fx.Node, key: fx.Node, mask: fx.Node | None) -> None:
-        self.cx, self.bias, self.any_left = cx, None, None
-        if mask is None:
-            return
-        stored = cx.weight(mask)
-        rank = cx.rank(mask)
-        value = cx.unsqueeze(cx.value(mask), *range(4 - rank))
-        shape: list[Dim] = [*([1] * (4 - rank)), *cx.shape(mask)]
-        is_bool = value.dtype == torch.bool
-        if stored is None or bool(_rows_left(stored).logical_not().any()):
-            self.any_left = self._left(value, is_bool)
-        self.bias = self._additive(value, is_bool)
-        lengths = cx.shape(query)[2], cx.shape(key)[2]
-        if not all(same_size(a, b) for a, b in zip(shape[2:], lengths, strict=True)):
-            self.bias = cx.op("Expand", self.bias, cx.sizes([1, 1, cx.extent(query, 2), cx.extent(key, 2)]))
+    rows: (B or 1, T or 1, 1), for all heads; head_rows: (B or 1, H, T or 1, 1), where heads differ.
+    """
 
-    def _additive(self, value: Value, is_bool: bool) -> Value:
-        zero, lowest = _zero_and_lowest(self.cx)
-        if is_bool:
-            return self.cx.op("Where", value, zero, lowest, dtype=self.cx.dtype)
-        return self.cx.op("Max", self.cx.cast(value, self.cx.dtype), lowest)
+    bias: Value | None = None
+    rows: Value | None = None
+    head_rows: Value | None = None
 
-    def _left(self, value: Value, is_bool: bool) -> Value:
-        """Return whether each query may see any key: (B or 1, H or 1, T or 1, 1) bool."""
-        cx = self.cx
-        if is_bool:
-            seen = cx.cast(value, torch.int32)
-            return cx.cast(cx.op("ReduceMax", seen, cx.vector([3]), keepdims=1), torch.bool)
-        best = cx.op("ReduceMax", value, cx.vector([3]), keepdims=1)
-        return cx.op("Greater", best, cx.constant(-math.inf, value.dtype), dtype=torch.bool)
 
-    def cleared(self, y: Value) -> Value:
-        """Return the result with 0 where a query sees no key, as torch has it."""
-        if self.any_left is None:
-            return y
-        return self.cx.op("Where", self.any_left, y, self.cx.constant(0, y.dtype), dtype=y.dtype)
+def _mask_of(cx: Emitter, query: fx.Node, key: fx.Node, mask: fx.Node | None) -> _Mask:
+    """Return the mask, made once for all layers that share it."""
+    if mask is None:
+        return _Mask()
+    lengths = cx.shape(query)[2], cx.shape(key)[2]
+    made: _Mask = cx.once(
+        ("attention mask", mask, *(str(size) for size in lengths)), lambda: _make_mask(cx, query, key, mask)
+    )
+    return made
+
+
+def _make_mask(cx: Emitter, query: fx.Node, key: fx.Node, mask: fx.Node) -> _Mask:
+    lengths = cx.shape(query)[2], cx.shape(key)[2]
+    shape: list[Dim] = [*([1] * (4 - cx.rank(mask))), *cx.shape(mask)]
+    value = cx.unsqueeze(cx.value(mask), *range(4 - cx.rank(mask)))
+    zero, lowest = _zero_and_lowest(cx)
+    if value.dtype == torch.bool:
+        bias = cx.op("Where", value, zero, lowest, dtype=cx.dtype)
+    else:
+        bias = cx.op("Max", cx.cast(value, cx.dtype), lowest)
+    if not all(same_size(a, b) for a, b in zip(shape[2:], lengths, strict=True)):
+        bias = cx.op("Expand", bias, cx.sizes([1, 1, cx.extent(query, 2), cx.extent(key, 2)]))
+    stored = cx.weight(mask)
+    if stored is not None and bool(_rows_left(stored).all()):
+        return _Mask(bias)
+    left = _left(cx, value)
+    return _Mask(bias, rows=cx.squeeze(left, 1)) if shape[1] == 1 else _Mask(bias, head_rows=left)
+
+
+def _left(cx: Emitter, value: Value) -> Value:
+    """Return 1 where a query may see any key, else 0: (B or 1, H or 1, T or 1, 1). Without any key torch gives 0."""
+    if value.dtype == torch.bool:
+        return cx.op("ReduceMax", cx.cast(value, cx.dtype), cx.vector([3]), keepdims=1)
+    best = cx.op("ReduceMax", value, cx.vector([3]), keepdims=1)
+    return cx.cast(cx.op("Greater", best, cx.constant(-math.inf, value.dtype), dtype=torch.bool), cx.dtype)
 
 
 def _rows_left(mask: torch.Tensor) -> torch.Tensor:
