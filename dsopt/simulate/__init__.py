@@ -1,0 +1,203 @@
+"""Emulated microcontroller cores: an image and inputs in, outputs and exact counts out.
+
+    simulate(elf, "cortex-m4", runs=[[x.tobytes()], ...], layers=["model_layer_0", ...]) -> Simulation
+
+Unicorn comes from PyPI, knows every core but the Cortex-M55, and counts for each layer and function. QEMU runs where
+qemu-system-arm is installed, and counts a whole run. On the same image both count the same. firmware/README.md says what an image is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsopt.errors import CheckError, InputError, ReadError, ToolchainError, UsageError
+from dsopt.simulate import mailbox as mailboxes
+from dsopt.simulate import qemu, unicorn
+from dsopt.simulate.block_counter import Block
+from dsopt.simulate.boards import board_of
+from dsopt.simulate.image import Image, read_image
+from dsopt.simulate.mailbox import Answer
+from dsopt.simulate.profile import function_costs, layer_costs
+from dsopt.simulate.simulation import Cost, Simulation, TracePoint
+from dsopt.target import CORES
+
+__all__ = ["Cost", "Simulation", "TracePoint", "choose_simulator", "simulate"]
+
+_SIMULATORS = ("unicorn", "qemu")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one emulator run gave: as many runs as one mailbox holds."""
+
+    answer: Answer
+    run_instructions: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    traced: tuple[bytes, ...]
+
+
+def simulate(
+    image: bytes | Path,
+    core: str,
+    *,
+    runs: Sequence[Sequence[bytes]] = ((),),
+    layers: Sequence[str] = (),
+    traces: Sequence[TracePoint] = (),
+    simulator: str | None = None,
+    seconds: float = 60.0,
+) -> Simulation:
+    """Run an image on an emulated core, as many inferences as there are `runs`, started once.
+
+    image: an ELF file linked with this folder's firmware.  core: such as "cortex-m4".
+    runs: for each inference the bytes of each input, in the order of the image's table.
+    layers: functions to sum costs for.  traces: memory to keep; Unicorn only.
+    simulator: "unicorn" or "qemu"; None takes the first that knows the core and is installed.
+    seconds: the most that the emulation may take.
+
+    Raises ReadError for what is no such image, InputError for inputs of other lengths, UsageError for an unknown core or simulator,
+    ToolchainError without a simulator, CheckError for a fault in the image, or if it takes longer.
+    """
+    chosen = choose_simulator(core, simulator)
+    elf = image if isinstance(image, bytes) else _content(image)
+    read = read_image(elf)
+    for name in layers:
+        if name not in read.symbols:
+            raise ReadError("DS1003", f"the image has no function {name!r}", fix="compile the model again")
+    fitting = mailboxes.runs_that_fit(read)
+    if fitting == 0:
+        raise InputError("DS1006", "the inputs and outputs of one run are larger than the simulator's mailbox")
+    deadline = time.monotonic() + seconds
+    parts: list[_Part] = []
+    for first in range(0, max(1, len(runs)), fitting):
+        content = mailboxes.pack(read, runs[first : first + fitting])
+        left = max(0.1, deadline - time.monotonic())
+        if chosen == "unicorn":
+            parts.append(_on_unicorn(read, core, content, layers, traces, left))
+        else:
+            parts.append(_on_qemu(elf, read, core, content, traces, left))
+        if parts[-1].answer.code:
+            break
+    return _together(chosen, core, read, layers, traces, parts)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReadError("DS1003", f"{path} cannot be read", why=error.strerror or str(error)) from error
+
+
+def choose_simulator(core: str, wanted: str | None = None) -> str:
+    """Return "unicorn" or "qemu". Raises UsageError if none knows the core, ToolchainError if none is installed."""
+    if core not in CORES:
+        raise UsageError("DS1013", f"unknown core {core!r}", fix="known cores: " + ", ".join(CORES))
+    if wanted is not None and wanted not in _SIMULATORS:
+        raise UsageError("DS1013", f"unknown simulator {wanted!r}", fix="known: " + ", ".join(_SIMULATORS))
+    known = [name for name in _SIMULATORS if name in CORES[core].simulators]
+    if wanted is not None and wanted not in known:
+        raise UsageError("DS1013", f"{wanted} does not emulate a {core}", fix="use " + " or ".join(known))
+    installed = {
+        "unicorn": importlib.util.find_spec("unicorn") is not None,
+        "qemu": shutil.which(qemu.PROGRAM) is not None,
+    }
+    for name in known if wanted is None else [wanted]:
+        if installed[name]:
+            return name
+    ways = {"unicorn": "pip install dsopt[mcu]", "qemu": "apt-get install qemu-system-arm"}
+    raise ToolchainError(
+        "DS1012", f"nothing that emulates a {core} is installed",
+        fix=" or ".join(ways[name] for name in (known if wanted is None else [wanted])),
+    )  # fmt: skip
+
+
+def _on_unicorn(
+    image: Image, core: str, content: bytes, layers: Sequence[str], traces: Sequence[TracePoint], seconds: float
+) -> _Part:
+    reads = []
+    for trace in traces:
+        for name in (trace.function, trace.symbol):
+            if name not in image.symbols:
+                raise ReadError("DS1003", f"the image has no symbol {name!r}", fix="compile the model again")
+        reads.append(
+            unicorn.TraceRead(image.symbols[trace.function], image.symbols[trace.symbol] + trace.offset, trace.bytes)
+        )
+    entries = [image.symbols[name] for name in layers]
+    done = unicorn.emulate(image, core, content, entries, reads, seconds)
+    answer = mailboxes.unpack(image, done.mailbox)
+    if done.status == "fault":
+        raise _fault(image, done.pc, f"{len(answer.outputs)} runs done", done.error)
+    if done.status == "stopped":
+        raise _too_slow(image, done.pc, seconds)
+    _check(image, answer)
+    return _Part(answer, done.run_instructions[: len(answer.outputs)], done.blocks, done.traced)
+
+
+def _on_qemu(
+    elf: bytes, image: Image, core: str, content: bytes, traces: Sequence[TracePoint], seconds: float
+) -> _Part:
+    if traces:
+        raise UsageError("DS1013", "QEMU cannot give the values between layers", fix="use unicorn")
+    board = board_of(core, image.memory)
+    if board is None:
+        raise UsageError(
+            "DS1013", f"QEMU has no {core} board with as much memory as this image needs", fix="use unicorn"
+        )
+    done = qemu.emulate(elf, image, board, content, seconds)
+    if done.status == "stopped":
+        raise _too_slow(image, done.pc, seconds)
+    answer = mailboxes.unpack(image, done.mailbox)
+    _check(image, answer)
+    counts = tuple(qemu.instructions_of(ticks, answer.empty_ticks, board) for ticks in answer.ticks)
+    return _Part(answer, counts, (), ())
+
+
+def _check(image: Image, answer: Answer) -> None:
+    if answer.status == mailboxes.FAULT:
+        raise _fault(
+            image, answer.fault_pc, f"{len(answer.outputs)} runs done", "called from " + _place(image, answer.fault_lr)
+        )
+    if answer.status == mailboxes.REFUSED:
+        raise ReadError("DS1003", "the image and its table of inputs and outputs differ", fix="compile the model again")
+    if answer.status not in (mailboxes.DONE, mailboxes.CODE):
+        raise CheckError("DS1004", "the image ended without an answer", fix="compile the model again")
+
+
+def _together(
+    simulator: str, core: str, image: Image, layers: Sequence[str], traces: Sequence[TracePoint], parts: Sequence[_Part]
+) -> Simulation:
+    blocks = [block for part in parts for block in part.blocks]
+    is_counted = simulator == "unicorn"
+    return Simulation(
+        simulator=simulator,
+        core=core,
+        exit_code=parts[-1].answer.code,
+        outputs=tuple(values for part in parts for values in part.answer.outputs),
+        run_instructions=tuple(count for part in parts for count in part.run_instructions),
+        stack_bytes=max((count for part in parts for count in part.answer.stack_bytes), default=0),
+        layers=layer_costs(image, blocks, layers) if is_counted else {},
+        functions=function_costs(image, blocks) if is_counted else {},
+        traces={trace.function: content for trace, content in zip(traces, parts[-1].traced, strict=True)},
+    )
+
+
+def _place(image: Image, address: int) -> str:
+    return f"{image.function_at(address & ~1) or 'nowhere'} ({address & ~1:#010x})"
+
+
+def _fault(image: Image, pc: int, when: str, why: str) -> CheckError:
+    return CheckError(
+        "DS1001", f"the image faulted in {_place(image, pc)}", where=when, why=why,
+        fix="if dsopt made this image, this is a bug of dsopt: please report it",
+    )  # fmt: skip
+
+
+def _too_slow(image: Image, pc: int, seconds: float) -> CheckError:
+    return CheckError(
+        "DS1002", f"the image did not finish within {seconds:.3g} s", where="it was in " + _place(image, pc),
+        fix="give fewer inputs at a time, or more seconds if the model is large",
+    )  # fmt: skip

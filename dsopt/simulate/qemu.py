@@ -1,0 +1,158 @@
+"""Runs images on the Arm boards of qemu-system-arm. Instructions are counted by a board's timer; functions are not told apart.
+
+The image has no semihosting and no devices but the board's own: inputs are loaded into memory beside it, and answers are read out of
+memory through QEMU's monitor (QMP) after the image has asked for a reset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dsopt.errors import CheckError, ToolchainError
+from dsopt.simulate.boards import Board
+from dsopt.simulate.image import Image
+
+PROGRAM = "qemu-system-arm"
+
+ICOUNT_SHIFT = 7
+"""An instruction takes 2^7 ns of the guest's time: more than two ticks of every timer, so that rounding finds the exact count."""
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """What an image left. status: "ended" at the exit, or "stopped" by the time limit, then at `pc`."""
+
+    status: str
+    pc: int
+    mailbox: bytes
+
+
+def instructions_of(ticks: int, empty_ticks: int, board: Board) -> int:
+    """Return the instructions of a run from what the timer counted, and what it counted of a run of one instruction."""
+    each = 1000 << ICOUNT_SHIFT  # picoseconds an instruction
+    run, empty = ((2 * count * board.picoseconds + each) // (2 * each) for count in (ticks, empty_ticks))
+    return run - empty + 1
+
+
+def emulate(elf: bytes, image: Image, board: Board, mailbox: bytes, seconds: float) -> Emulation:
+    """Run an image whose mailbox holds these bytes. Raises CheckError if QEMU ends early, ToolchainError if it is missing."""
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise ToolchainError("DS1012", f"{PROGRAM} is not installed", fix="apt-get install qemu-system-arm")
+    with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
+        folder = Path(name)
+        (folder / "image.elf").write_bytes(elf)
+        (folder / "mailbox").write_bytes(mailbox)
+        with _Monitor(program, folder, image, board, time.monotonic() + seconds) as monitor:
+            return monitor.run(image.memory.mailbox_origin, len(mailbox))
+
+
+class _Monitor:
+    """A QEMU process and its QMP connection, which is its stdin and stdout."""
+
+    def __init__(self, program: str, folder: Path, image: Image, board: Board, deadline: float) -> None:
+        self._folder, self._deadline = folder, deadline
+        self._pending = b""
+        self._errors = (folder / "errors").open("w+b")
+        origin = image.memory.mailbox_origin
+        self._process = subprocess.Popen(
+            [
+                program, "-M", board.machine, "-nodefaults", "-nic", "none", "-display", "none", "-serial", "none",
+                "-monitor", "none", "-qmp", "stdio", "-icount", f"shift={ICOUNT_SHIFT}",
+                # Stopped at first: an event before the handshake would be lost. At the reset: stop, and keep the memory.
+                "-S", "-no-reboot", "-no-shutdown",
+                "-kernel", "image.elf", "-device", f"loader,file=mailbox,addr={origin:#x},force-raw=on",
+            ],
+            cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def run(self, origin: int, count: int) -> Emulation:
+        """Let the image run to its end or to the deadline, and read its mailbox."""
+        self._command("qmp_capabilities")
+        self._command("cont")
+        if not self._ended():
+            self._deadline = time.monotonic() + 5
+            self._command("stop")
+            return Emulation("stopped", self._program_counter(), self._memory(origin, count))
+        return Emulation("ended", 0, self._memory(origin, count))
+
+    def _memory(self, origin: int, count: int) -> bytes:
+        self._command("memsave", val=origin, size=count, filename="answer")
+        return (self._folder / "answer").read_bytes()
+
+    def _program_counter(self) -> int:
+        text = str(self._command("human-monitor-command", **{"command-line": "info registers"}))
+        _, _, rest = text.partition("R15=")
+        return int(rest[:8], 16) if rest else 0
+
+    def _ended(self) -> bool:
+        """Wait for the guest's reset; False at the deadline."""
+        while (message := self._message()) is not None:
+            if message.get("event") == "SHUTDOWN":
+                return True
+        return False
+
+    def _command(self, command: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._failed() from None
+        while (message := self._message()) is not None:
+            if "return" in message:
+                return message["return"]
+            if "error" in message:
+                raise CheckError("DS1004", f"QEMU refused {command!r}", why=str(message["error"].get("desc"))[:300])
+            if message.get("event") == "SHUTDOWN":
+                self._pending = json.dumps(message).encode() + b"\n" + self._pending
+        raise CheckError("DS1004", f"QEMU did not answer {command!r}")
+
+    def _message(self) -> dict[str, Any] | None:
+        """Return the next message of QMP; None at the deadline."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._pending:
+                if not selector.select(max(0.0, self._deadline - time.monotonic())):
+                    return None
+                chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise self._failed()
+                self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _failed(self) -> CheckError:
+        self._process.wait()
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        # QEMU aborts where a fault cannot even be stacked: "Lockup: can't escalate 3 to HardFault"
+        lockup = next((line for line in lines if "Lockup" in line), "")
+        if lockup:
+            return CheckError("DS1001", "the image faulted, and its stack could not take the fault", why=lockup[:300])
+        return CheckError(
+            "DS1004", f"QEMU ended with status {self._process.returncode}", why=lines[-1][:300] if lines else ""
+        )
