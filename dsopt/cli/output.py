@@ -148,7 +148,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.3g}" if value and (abs(value) < 0.01 or abs(value) >= 1e5) else f"{value:.3f}"
+        return f"{value:,.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(str(item) for item in value) + "]"
     return " ".join(str(value).split())

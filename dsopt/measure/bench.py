@@ -72,7 +72,7 @@ def bench(
             costs = profile.layers if layers else ()
             return Bench(artifact.target, None, shapes, (), (), profile.instructions, costs)
         timings, ratios = _time(session, given, program, against, threads, seconds, seed, progress)
-        costs = _median_costs(session, given) if layers else ()
+        costs = session.profile(given).layers if layers else ()
     return Bench(artifact.target, threads, shapes, timings, ratios, None, costs)
 
 
@@ -106,16 +106,3 @@ def _time(
         taken = interleave(calls, seconds=seconds, between=session.reset, seed=seed, progress=progress)
     ratios = tuple(paired_ratio(name, taken[OURS], taken[name]) for name in calls if name != OURS)
     return tuple(timing(name, milliseconds) for name, milliseconds in taken.items()), ratios
-
-
-_PROFILED_RUNS = 11
-
-
-def _median_costs(session: Session, feeds: Mapping[str, Array]) -> tuple[LayerCost, ...]:
-    """Return each layer's median over several profiled runs."""
-    runs = [session.profile(feeds).layers for _ in range(_PROFILED_RUNS)]
-    costs: list[LayerCost] = []
-    for number, first in enumerate(runs[0]):
-        seconds = sorted(run[number].seconds or 0.0 for run in runs if number < len(run))
-        costs.append(LayerCost(first.node, first.layer, first.instructions, seconds[len(seconds) // 2]))
-    return tuple(costs)

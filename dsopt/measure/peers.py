@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -35,6 +36,7 @@ class GraphModule(nn.Module):
         for attribute, name in zip(self._names, stored, strict=True):
             self.register_buffer(attribute, program.weights[name].detach().clone())
         self._states = len(program.signature.states)
+        self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take flat inputs, start from the first values of the states, and return the user's outputs."""
@@ -64,10 +66,13 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Keep torch's compilers from printing progress, logging what is not installed, and warning about themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
@@ -86,10 +91,7 @@ def _onnx(program: Program, inputs: tuple[Tensor, ...], threads: int | None) -> 
     import onnxruntime as ort
 
     try:
-        with (
-            _quiet(),
-            redirect_stdout(io.StringIO()),
-        ):  # the exporter prints its progress and logs what is not installed
+        with _quiet():
             exported = torch.onnx.export(GraphModule(program), inputs, dynamo=True, external_data=False)
         assert exported is not None
         model = exported.model_proto.SerializeToString()
@@ -112,9 +114,9 @@ def _onnx(program: Program, inputs: tuple[Tensor, ...], threads: int | None) -> 
 def _inductor(program: Program, inputs: tuple[Tensor, ...], threads: int | None) -> Call:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise ToolchainError("DS0454", "inductor needs a C++ compiler, and there is none", fix="apt install g++")
-    compiled = torch.compile(GraphModule(program))
     try:
-        with torch.inference_mode():
+        with _quiet(), torch.inference_mode():
+            compiled = torch.compile(GraphModule(program))
             compiled(*inputs)
     except Exception as error:  # inductor fails in as many ways as there are models
         raise ToolchainError(

@@ -54,4 +54,4 @@ class ProfilingExecutor(Executor, Protocol):
     """An executor that can also count instructions or take times, layer by layer."""
 
     def profile(self, feeds: dict[str, Array]) -> Profile:
-        """Run once and return what it cost."""
+        """Return what one run costs: exact counts, or the median of several timed runs."""

@@ -1,0 +1,57 @@
+"""What ONNX Runtime says each of its nodes took, under the names of the model's layers."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dsopt.runtime.executor import LayerCost
+
+_SUFFIX = "_kernel_time"
+
+
+def read_profile(path: Path, layers: Sequence[Mapping[str, Any]], skipped_runs: int) -> tuple[LayerCost, ...]:
+    """Read the file that ONNX Runtime wrote and return the median time of each layer, in the order in which they ran.
+
+    layers: of the manifest, whose names the nodes carry.  skipped_runs: at the beginning, which warm up.  Nodes that ONNX
+    Runtime fused have the name of one of their layers; nodes that it added, such as changes of layout, have rows of their own.
+    """
+    # A layer that does nothing, such as dropout, shares the name of the one before it.
+    names = {str(layer["name"]): layer for layer in reversed(layers)}
+    runs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    in_run: dict[tuple[str, str], float] = {}
+    first = ""
+    number = -1
+    for event in json.loads(path.read_text(encoding="utf-8")):
+        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith(_SUFFIX):
+            continue
+        name = str(event["name"]).removesuffix(_SUFFIX)
+        first = first or name
+        if name == first:
+            _keep(runs, in_run, number >= skipped_runs)
+            in_run, number = {}, number + 1
+        key = _layer(name, str(event.get("args", {}).get("op_name", "")), names)
+        in_run[key] = in_run.get(key, 0.0) + float(event["dur"]) * 1e-6
+    _keep(runs, in_run, number >= skipped_runs)
+    return tuple(LayerCost(node, layer, seconds=median(seconds)) for (node, layer), seconds in runs.items())
+
+
+def _keep(runs: dict[tuple[str, str], list[float]], in_run: Mapping[tuple[str, str], float], is_wanted: bool) -> None:
+    if is_wanted:
+        for key, seconds in in_run.items():
+            runs[key].append(seconds)
+
+
+def _layer(name: str, op: str, layers: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Return program node and layer of an executed node: "features.2/relu_nchwc" belongs to the layer "features.2/relu"."""
+    text = name.removeprefix("fused ")
+    while text:
+        if text in layers:
+            return str(layers[text]["node"]), str(layers[text]["layer"]) or text
+        # Shorten by what the converter or ONNX Runtime appended: "/MatMul", "_nchwc", "_token_8".
+        text = text[: max(text.rfind("/"), text.rfind("_"), 0)]
+    return name, op

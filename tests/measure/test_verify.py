@@ -1,0 +1,93 @@
+"""verify compares every output over every run, and names the first layer that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dsopt
+from dsopt.artifact import Artifact
+from dsopt.errors import UsageError
+from dsopt.ir import Program
+from dsopt.measure.verify import verify
+
+
+def test_an_artifact_agrees_with_the_program_it_was_built_from(conv_program: Program, nested_program: Program) -> None:
+    for program in (conv_program, nested_program):
+        found = verify(dsopt.compile(program, "cpu"), program, bisect=True)
+        assert found.agrees
+        assert found.first_difference is None
+        assert len(found.layers) >= 3
+        assert max(layer.relative_error for layer in found.layers) < 1e-5
+
+
+@pytest.mark.parametrize("layer", ["stem.0", "body.0", "head"])
+def test_the_altered_layer_is_named(conv_program: Program, conv_net: nn.Module, layer: str) -> None:
+    artifact = dsopt.compile(conv_program, "cpu")
+    with torch.no_grad():
+        conv_net.get_submodule(layer).weight.mul_(1.25)  # type: ignore[union-attr,operator]
+    altered = dsopt.capture(conv_net, (torch.randn(2, 3, 8, 8),), {"x": {0: "batch"}})
+    found = verify(artifact, altered, bisect=True)
+    assert not found.agrees
+    first = found.first_difference
+    assert first is not None
+    assert first.layer == layer
+    assert "conftest.py:" in first.source
+
+
+class _Late(nn.Module):
+    """Goes wrong in the third step only, by a threshold on its state."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(1)
+        return x + torch.where(self.total > self.step, 1.0, 0.0)
+
+
+def test_a_difference_that_only_comes_with_state_is_found_and_named() -> None:
+    right, late = (dsopt.capture(_Late(step).eval(), (torch.ones(2),)) for step in (9.0, 2.0))
+    artifact = dsopt.compile(right, "cpu")
+    found = verify(artifact, late, bisect=True)
+    assert not found.agrees
+    assert found.outputs[0].worst_run == 2
+    assert found.first_difference is not None
+
+
+def test_given_inputs_are_used_and_the_worst_run_is_told(conv_program: Program) -> None:
+    artifact = dsopt.compile(conv_program, "cpu")
+    feeds = [{"x": np.full((1, 3, 8, 8), value, np.float32)} for value in (0, 1, 2)]
+    assert verify(artifact, conv_program, feeds).runs == 3
+    with pytest.raises(UsageError, match="DS0452"):
+        verify(artifact, conv_program, [])
+
+
+def test_nan_in_the_artifact_is_a_difference(capture_function: Callable[..., Any]) -> None:
+    artifact = dsopt.compile(capture_function(lambda x: torch.log(x), torch.ones(3)), "cpu")
+    program = capture_function(lambda x: torch.log(torch.clamp(x, min=0.5)), torch.ones(3))
+    found = verify(artifact, program, [{"x": np.array([-1, 1, 2], np.float32)}])
+    assert not found.agrees
+    assert found.outputs[0].relative_error == float("inf")
+
+
+def test_an_artifact_of_another_shape_is_refused(conv_program: Program, counter_program: Program) -> None:
+    artifact = dsopt.compile(conv_program, "cpu")
+    with pytest.raises(UsageError, match="DS0451"):
+        verify(artifact, counter_program)
+    renamed = replace_names(artifact)
+    with pytest.raises(UsageError, match="inputs of the model: x; of the artifact: image"):
+        verify(renamed, conv_program)
+
+
+def replace_names(artifact: Artifact) -> Artifact:
+    inputs = [{**entry, "name": "image"} for entry in artifact.manifest["inputs"]]
+    return replace(artifact, manifest={**artifact.manifest, "inputs": inputs})
