@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from dsopt.errors import ReadError
 
 _ENCRYPTED = 0x1
 _LOCAL_HEADER_BYTES = 30
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BoundedZip:
 
     def __init__(self, archive: zipfile.ZipFile, label: str, limits: Limits) -> None:
         self._archive, self._label, self.limits = archive, label, limits
-        infos = [info for info in archive.infolist() if not info.is_dir()]
+        infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
         _check_contents(infos, label, archive_bytes(archive), limits)
         self.top = _top_folder([info.filename for info in infos])
         self._members = {info.filename[len(self.top) :]: info for info in infos}
@@ -172,6 +175,8 @@ _TWO_READERS = "Two programs reading such a file may each see another one of the
 
 
 def _name_problem(name: str) -> str:
+    if not name:
+        return "is empty"
     parts = name.split("/")
     if ".." in parts or name.startswith("/") or "\\" in name or (len(parts[0]) > 1 and parts[0][1] == ":"):
         return "leaves the archive"

@@ -90,3 +90,12 @@ def test_manifests_with_any_value_in_any_place_are_refused_or_hold_together(plac
         read_manifest(manifest_bytes(changed), "here")
     except ArtifactError as error:
         assert error.what
+
+
+def test_a_member_without_a_name_is_refused() -> None:
+    content = bytearray(WHOLE)
+    entry = WHOLE.index(b"artifact/empty", TABLE) - 46
+    assert content[entry + 28 : entry + 32] == bytes([len("artifact/empty"), 0, *content[entry + 30 : entry + 32]])
+    extra = int.from_bytes(content[entry + 30 : entry + 32], "little") + len("artifact/empty")
+    content[entry + 28 : entry + 32] = bytes(2) + extra.to_bytes(2, "little")
+    _reads_as_saved_or_is_refused(bytes(content))
