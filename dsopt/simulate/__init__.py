@@ -26,7 +26,7 @@ from dsopt.simulate.profile import function_costs, layer_costs
 from dsopt.simulate.simulation import Cost, Simulation, TracePoint
 from dsopt.target import CORES
 
-__all__ = ["Cost", "Simulation", "TracePoint", "choose_simulator", "simulate"]
+__all__ = ["Cost", "Simulation", "TracePoint", "choose_simulator", "read_image", "simulate"]
 
 _SIMULATORS = ("unicorn", "qemu")
 
@@ -123,9 +123,13 @@ def _on_unicorn(
         for name in (trace.function, trace.symbol):
             if name not in image.symbols:
                 raise ReadError("DS1003", f"the image has no symbol {name!r}", fix="compile the model again")
-        reads.append(
-            unicorn.TraceRead(image.symbols[trace.function], image.symbols[trace.symbol] + trace.offset, trace.bytes)
-        )
+        read = unicorn.TraceRead(image.symbols[trace.function], image.symbols[trace.symbol] + trace.offset, trace.bytes)
+        end = image.memory.ram_origin + image.memory.ram_bytes
+        if not image.memory.ram_origin <= read.address <= read.address + read.bytes <= end:
+            raise ReadError(
+                "DS1003", f"{trace.function} leaves no {trace.bytes} bytes in RAM at {trace.symbol}+{trace.offset}"
+            )
+        reads.append(read)
     entries = [image.symbols[name] for name in layers]
     done = unicorn.emulate(image, core, content, entries, reads, seconds)
     answer = mailboxes.unpack(image, done.mailbox)
