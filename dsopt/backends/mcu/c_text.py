@@ -21,8 +21,9 @@ class Names:
 
     @staticmethod
     def of(name: str) -> Names:
-        """Make a prefix of any text."""
-        return Names(identifier(name).lower())
+        """Make a prefix of any text; "harness" belongs to the simulator's firmware."""
+        prefix = identifier(name).lower()
+        return Names(f"model_{prefix}" if prefix.startswith("harness") else prefix)
 
     @property
     def macro(self) -> str:

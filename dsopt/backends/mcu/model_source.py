@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dsopt.backends.mcu.c_text import Names, comment
 from dsopt.backends.mcu.header import Interface, Port
 from dsopt.backends.mcu.place import Placement
+from dsopt.backends.mcu.weights_source import starts_at_zero
 from dsopt.backends.tir.c_source import C_TYPES, CFunction
 from dsopt.backends.tir.program import Buffer, Kernel
 from dsopt.passes.memory.arena import ALIGNMENT
@@ -17,6 +18,7 @@ def model_source(
 ) -> str:
     """Return the text of model.c."""
     writer = _Writer(names, ports, placement, functions)
+    reset, run = writer.reset(), writer.run()
     helpers = sorted({helper for function in functions.values() for helper in function.helpers})
     includes = ['#include "dsopt_math.h"\n'] if helpers else []
     parts = [
@@ -26,11 +28,34 @@ def model_source(
         writer.memory(),
         writer.weights(),
         *(writer.layer(kernel) for kernel in placement.program.kernels),
-        writer.reset(),
-        writer.run(),
+        *(helper for name, helper in _HELPERS.items() if name in reset + run),
+        reset,
+        run,
         writer.accessors(),
     ]
     return "\n".join(part for part in parts if part)
+
+
+_HELPERS = {
+    "copy_bytes": """static void copy_bytes(const void *from, void *to, uint32_t count)
+{
+    const uint8_t *source = (const uint8_t *)from;
+    uint8_t *target = (uint8_t *)to;
+    for (uint32_t i = 0; i < count; ++i) {
+        target[i] = source[i];
+    }
+}
+""",
+    "clear_bytes": """static void clear_bytes(void *to, uint32_t count)
+{
+    uint8_t *target = (uint8_t *)to;
+    for (uint32_t i = 0; i < count; ++i) {
+        target[i] = 0;
+    }
+}
+""",
+}
+"""What resetting and stepping states needs, by name; a file gets what it uses."""
 
 
 class _Writer:
@@ -90,11 +115,12 @@ class _Writer:
         """Return the declarations of the arrays in weights.c that this file uses."""
         used = {self.program.root(name).name for kernel in self.program.kernels for name in kernel.arguments}
         used |= {self.program.root(name).name for name in self.program.outputs}
+        used |= {self.program.root(state.update).name for state in self.program.states}
         roots = [self.program.buffers[name] for name in self.program.constants]
         lines = [
             f"extern const {C_TYPES[b.dtype]} {self.names.weight(b.name)}[{b.elements}];"
             for b in roots
-            if b.name in used or b.kind == "state"
+            if (b.name in used or b.kind == "state") and not starts_at_zero(self.program, b.name)
         ]
         return "/* In weights.c, in flash. */\n" + "\n".join(lines) + "\n" if lines else ""
 
@@ -121,31 +147,19 @@ class _Writer:
         return f"{what}, arena at {self.placement.plan.offsets[root.name]}, {root.size_bytes} bytes, layers {life.first} to {life.last}"
 
     def reset(self) -> str:
-        """Return model_init and model_reset, with the copy they and the run need."""
+        """Return model_init and model_reset."""
         p = self.names.prefix
-        copies = [
-            self._copy(
-                self.names.weight(state.buffer), self.address(state.buffer, False), self.program.buffers[state.buffer]
-            )
-            for state in self.program.states
-        ]
-        body = "\n".join(copies) + "\n" if copies else ""
-        helper = ""
-        if copies:
-            helper = """static void copy_bytes(const void *from, void *to, uint32_t count)
-{
-    const uint8_t *source = (const uint8_t *)from;
-    uint8_t *target = (uint8_t *)to;
-    for (uint32_t i = 0; i < count; ++i) {
-        target[i] = source[i];
-    }
-}
+        body = "".join(self._first_value(self.program.buffers[state.buffer]) for state in self.program.states)
+        return f"void {p}_reset(void)\n{{\n{body}}}\n\nvoid {p}_init(void)\n{{\n    {p}_reset();\n}}\n"
 
-"""
-        return f"{helper}void {p}_reset(void)\n{{\n{body}}}\n\nvoid {p}_init(void)\n{{\n    {p}_reset();\n}}\n"
+    def _first_value(self, buffer: Buffer) -> str:
+        target = self.address(buffer.name, False)
+        if starts_at_zero(self.program, buffer.name):
+            return f"    clear_bytes({target}, {buffer.size_bytes}u);\n"
+        return self._copy(self.names.weight(buffer.name), target, buffer)
 
     def _copy(self, source: str, target: str, buffer: Buffer) -> str:
-        return f"    copy_bytes({source}, {target}, {buffer.size_bytes}u);"
+        return f"    copy_bytes({source}, {target}, {buffer.size_bytes}u);\n"
 
     def run(self) -> str:
         """Return model_run: a call for each layer, then the new states."""
@@ -155,12 +169,12 @@ class _Writer:
                 *(self.address(name, True) for name in kernel.inputs),
                 *(self.address(name, False) for name in (*kernel.outputs, *kernel.scratch)),
             ]
-            lines.append(f"    {kernel.name}(" + ",\n        ".join(arguments) + ");")
+            lines.append(f"    {kernel.name}(" + ",\n        ".join(arguments) + ");\n")
         for state in self.program.states:
             if self.program.root(state.update).name != state.buffer:
                 buffer = self.program.buffers[state.buffer]
                 lines.append(self._copy(self.address(state.update, True), self.address(state.buffer, False), buffer))
-        return f"void {self.names.prefix}_run(void)\n{{\n" + "\n".join(lines) + ("\n" if lines else "") + "}\n"
+        return f"void {self.names.prefix}_run(void)\n{{\n" + "".join(lines) + "}\n"
 
     def accessors(self) -> str:
         """Return model_input, model_output and model_state."""

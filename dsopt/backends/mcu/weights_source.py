@@ -24,11 +24,18 @@ def special_numbers(arrays: Sequence[str]) -> str:
     return _SPECIAL_NUMBERS if any("WEIGHT_" in text.partition("= {")[2] for text in arrays) else ""
 
 
+def starts_at_zero(program: LoopProgram, name: str) -> bool:
+    """Return whether a buffer is a state whose first value is all zeros: it is cleared, and takes no flash."""
+    return program.buffers[name].kind == "state" and not program.constants[name].any()
+
+
 def weights_source(names: Names, program: LoopProgram, target: str) -> str:
     """Return the text of weights.c: a const array for every weight, and the first value of every state."""
     arrays = []
     for name, values in program.constants.items():
         buffer = program.buffers[name]
+        if starts_at_zero(program, name):
+            continue
         what = "first value of a state" if buffer.kind == "state" else "weight"
         declaration = f"const {array_type(values)} {names.weight(name)}[{values.size}]"
         head = f"/* {what}: {buffer.dtype} {list(buffer.shape)} */\nextern {declaration};\n"

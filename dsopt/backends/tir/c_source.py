@@ -288,6 +288,8 @@ class _Printer:
         ]  # TVM files an operator under prim, tirx or ir, and moves them about
         if name in _INFIX_CALLS:
             return self._infix(*_INFIX_CALLS[name], *expr.args)
+        if name == "isnan":
+            return self._infix("!=", 8, expr.args[0], expr.args[0])
         if name == "if_then_else":
             return self._ternary(*expr.args)
         if name == "call_pure_extern":

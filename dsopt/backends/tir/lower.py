@@ -122,7 +122,7 @@ class _Lowerer:
         for node in self.program.graph.nodes:
             self._node = node
             try:
-                if node.op == "placeholder":
+                if node.op == "placeholder" and (node.users or self.program.weight_name(node) is None):
                     self._placeholder(node)
                 elif node.op == "call_function":
                     self.values[node] = self._call(node)
@@ -294,7 +294,7 @@ class _Lowerer:
     def _copy(self, node: fx.Node, source: Buffer) -> Buffer:
         self._node = node
         target = self.add_buffer(f"{source.name}_copy", source.shape, source.dtype, None)
-        builder = KernelBuilder(self.free_name(f"copy_{source.name}"))
+        builder = KernelBuilder(self.free_name(f"net_copy_{source.name}"))
         x = builder.read("x", source, (source.elements,))
         y = builder.write("y", target, (source.elements,))
         with builder.grid(i=source.elements) as (i,):
@@ -305,9 +305,9 @@ class _Lowerer:
     def _constants(self, roots: set[str]) -> dict[str, Any]:
         constants = {name: value for name, value in self._extra.items() if name in roots}
         for node in self.program.placeholders:
-            weight = self.program.weight(node)
-            if weight is not None and self.values[node].name in roots:
-                constants[self.values[node].name] = weight.detach().contiguous().numpy()
+            weight, buffer = self.program.weight(node), self.values.get(node)
+            if weight is not None and buffer is not None and buffer.name in roots:
+                constants[buffer.name] = weight.detach().contiguous().numpy()
         for state in self.program.states:
             constants[self.values[state.placeholder].name] = (
                 self.program.weights[state.name].detach().contiguous().numpy()

@@ -382,7 +382,7 @@ for _name in _COMPARISONS:
 
 @lowering("aten.isnan.default")
 def _isnan(context: Context, x: Buffer) -> Buffer:
-    return elementwise(context, [x], lambda v: tirx.NE(v, v), x.dtype)
+    return elementwise(context, [x], tirx.isnan, x.dtype)  # not v != v, which TVM simplifies to false
 
 
 # ---- selection ----
