@@ -114,7 +114,7 @@ BINARY: dict[str, Function] = {
     "masked_fill": lambda a, b, c, s: a.masked_fill(b > 0, float("-inf")), "masked_tensor": lambda a, b, c, s: a.masked_fill(b > 0, s),
     "logical_and": lambda a, b, c, s: torch.logical_and(a > 0, b > 0), "logical_or": lambda a, b, c, s: (a > 0) | (b > 0),
     "logical_xor": lambda a, b, c, s: torch.logical_xor(a > 0, b > 0), "logical_not": lambda a, b, c, s: ~(a > 0),
-    "bool_and": lambda a, b, c, s: (a > 0) & (b > 0), "isnan": lambda a, b, c, s: torch.isnan(a), "logical_float": lambda a, b, c, s: torch.logical_not(a),
+    "bool_and": lambda a, b, c, s: (a > 0) & (b > 0), "isnan": lambda a, b, c, s: torch.isnan(a), "isnan_of_nan": lambda a, b, c, s: torch.isnan(torch.sqrt(a)), "logical_float": lambda a, b, c, s: torch.logical_not(a),
     "clamp_tensor": lambda a, b, c, s: torch.clamp(a, min=b, max=b + 1), "hypot": lambda a, b, c, s: (a * a + b * b).sqrt(),
     "prelu": Weighted(lambda a, b, c, s, w: F.prelu(a, w), (7,)), "prelu_one": Weighted(lambda a, b, c, s, w: F.prelu(a, w), (1,)),
     "to_int": lambda a, b, c, s: (a * 10).to(torch.int32), "to_long": lambda a, b, c, s: (a * 10).long(), "to_bool": lambda a, b, c, s: a.round().bool(),
