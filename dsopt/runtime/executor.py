@@ -1,10 +1,11 @@
 """What a session asks of the module that runs one kind of artifact, such as `runtime/onnx.py`.
 
-Such a module has `open_executor(artifact) -> Executor`; a cpu one also takes `threads=`. `trace` and `profile` are optional.
+Such a module has `open_executor(artifact) -> Executor`; a cpu one also takes `threads=`. `run_many`, `trace` and `profile` are optional.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +22,14 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free what the executor holds; called once."""
+
+
+@runtime_checkable
+class BatchExecutor(Executor, Protocol):
+    """An executor to which many runs at once cost much less than one after the other."""
+
+    def run_many(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Run once for each of `feeds`, carrying no state from one to the next."""
 
 
 @runtime_checkable
