@@ -142,19 +142,15 @@ def measure_chip(name: str, folder: Path) -> Row:
     except DsoptError as error:
         return row | {"refused": f"{error.code}: {error.what}"}
     row["relative_error"] = error_of(folder / f"{name}-chip", spec, STEPS if name in STATES else 1)
-    return row | {key: memory[key] for key in ("instructions", "ram_bytes", "flash_bytes")}
+    return row | memory
 
 
-def compile_for_chip(spec: ModelSpec, out: Path) -> dict[str, int]:
+def compile_for_chip(spec: ModelSpec, out: Path) -> dict[str, int | None]:
     """Compile at the sizes of the example; return RAM and flash in bytes and the instructions of one inference."""
     artifact = dsopt.compile(dsopt.capture(spec.model, spec.args, kwargs=spec.kwargs), CHIP)
     artifact.save(out)
     memory = artifact.manifest["memory"]
-    return {
-        "instructions": artifact.manifest["instructions"],
-        "ram_bytes": memory["ram_bytes"],
-        "flash_bytes": memory["flash_bytes"],
-    }
+    return {key: memory.get(key) for key in ("instructions", "ram_bytes", "flash_bytes")}
 
 
 def measure_trained(assets: Path, folder: Path, *, with_chip: bool) -> Row:
@@ -178,7 +174,8 @@ def measure_trained(assets: Path, folder: Path, *, with_chip: bool) -> Row:
     memory = compile_for_chip(at_batch_one(spec), folder / "trained-chip")
     chosen = np.linspace(0, len(y) - 1, CHIP_SAMPLES).astype(int)
     with dsopt.runtime.load(folder / "trained-chip") as chip:
-        on_chip = np.concatenate([flat(chip.run(x[index : index + 1].numpy()))[0] for index in chosen])
+        calls = [{chip.inputs[0].name: x[index : index + 1].numpy()} for index in chosen]
+        on_chip = np.concatenate([result[chip.outputs[0].name] for result in chip.run_many(calls)])
     return row | {
         "chip_samples": len(chosen),
         "chip_same_class": int(np.sum(on_chip.argmax(1) == expected[chosen].argmax(1))),

@@ -72,7 +72,8 @@ def predict(artifact: Path, data: Digits, *, one_by_one: bool) -> np.ndarray:
     with dsopt.runtime.load(artifact) as session:
         if not one_by_one:
             return np.asarray(session.run(images))
-        return np.concatenate([np.asarray(session.run(images[row : row + 1])) for row in range(len(images))])
+        calls = [{session.inputs[0].name: images[row : row + 1]} for row in range(len(images))]
+        return np.concatenate([result[session.outputs[0].name] for result in session.run_many(calls)])
 
 
 def _compare(name: str, logits: np.ndarray, eager: np.ndarray, data: Digits) -> dict[str, Any]:
@@ -90,10 +91,8 @@ def _figures(artifact: dsopt.Artifact, folder: Path) -> dict[str, Any]:
     if artifact.manifest["target"] == "cpu":
         return {"folder": str(folder)}
     memory = artifact.manifest["memory"]
-    return {
-        **{key: memory[key] for key in ("ram_bytes", "flash_bytes", "stack_bytes")},
-        "instructions": artifact.manifest["instructions"],
-        "folder": str(folder),
+    return {key: memory[key] for key in ("ram_bytes", "flash_bytes", "stack_bytes", "instructions")} | {
+        "folder": str(folder)
     }
 
 
