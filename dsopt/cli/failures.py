@@ -42,10 +42,10 @@ def exit_code_of(run: Callable[[], Any], arguments: Sequence[str]) -> int:
         return _report(error, arguments)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
-        return 2
     except click.ClickException as error:
+        if not arguments:
+            click.echo(error.format_message())  # the help, as click 8.2 and later raise it
+            return 2
         return _report(_usage_error(error), arguments)
     except (click.Abort, KeyboardInterrupt):
         click.echo("\ndsopt: interrupted; nothing half-written was left behind", err=True)

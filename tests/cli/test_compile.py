@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dsopt.artifact import load_artifact
+from dsopt.artifact import Artifact, load_artifact
 from dsopt.cli.compile import default_output
 from tests.cli.conftest import Run
 
@@ -109,3 +110,18 @@ def test_every_blocker_is_named_with_its_line(run: Run) -> None:
 )  # fmt: skip
 def test_without_a_path_the_artifact_is_named_after_model_and_target(model: str, place: str) -> None:
     assert default_output(model, "mcu:cortex-m4") == Path(place)
+
+
+def test_fail_on_fallback_names_the_layers_that_run_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsopt.backends.cpu import CpuBackend
+
+    emit = CpuBackend.emit
+
+    def with_fallback(self: CpuBackend, *arguments: Any) -> Artifact:
+        artifact = emit(self, *arguments)
+        layers = [{**layer, "fallback": "no kernel for float16"} for layer in artifact.manifest["layers"][:1]]
+        return replace(artifact, manifest={**artifact.manifest, "layers": [*layers, *artifact.manifest["layers"][1:]]})
+
+    monkeypatch.setattr(CpuBackend, "emit", with_fallback)
+    assert "first: no kernel for float16" in run("compile", TINY, "-t", "cpu", "--fail-on", "fallback", code=1).stderr
+    assert "runs elsewhere: first  no kernel for float16" in run("compile", TINY, "-t", "cpu").stdout

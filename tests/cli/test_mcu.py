@@ -1,0 +1,59 @@
+"""The same commands on a microcontroller artifact: generated C on an emulated core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dsopt
+from tests.cli.conftest import Run
+from tests.cli.models import Tiny
+
+pytestmark = pytest.mark.mcu
+
+TINY = "tests.cli.models:tiny"
+
+
+@pytest.fixture(scope="module")
+def chip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("chip") / "tiny"
+    dsopt.compile(dsopt.load_model(TINY, dims={"batch": 1}), "mcu:cortex-m4").save(place)
+    return place
+
+
+def test_compile_says_what_the_image_needs(run: Run, run_json: Callable[..., Any]) -> None:
+    found = run_json("compile", TINY, "-t", "mcu:cortex-m4", "--dim", "batch=1", "-o", "chip")
+    assert found["memory"]["ram_bytes"] > 0
+    assert found["memory"]["flash_bytes"] > 0
+    assert (Path("chip") / "model.h").exists()
+    text = run("compile", TINY, "-t", "mcu:cortex-m4", code=3).stderr
+    assert "--dim batch=1" in text
+
+
+def test_samples_run_on_the_emulated_core(run: Run, chip: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32)
+    np.savez("x.npz", x=x)
+    run("run", chip, "--inputs", "x.npz", "-o", "out.npz")
+    with torch.no_grad():
+        want = Tiny(0)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(np.load("out.npz")["output"].reshape(5, 3), want, rtol=1e-5, atol=1e-5)
+
+
+def test_instructions_are_counted_by_layer(run: Run, run_json: Callable[..., Any], chip: Path) -> None:
+    found = run_json("bench", chip, "--layers")
+    counts = [each["instructions"] for each in found["layers"]]
+    assert 0 < sum(counts) <= found["instructions"]
+    assert [each["layer"] for each in found["layers"]] == ["first", "second"]
+    assert "share" in run("bench", chip, "--layers").stdout
+    assert "instructions" in run("inspect", chip).stdout
+
+
+def test_the_first_layer_that_differs_is_named(run_json: Callable[..., Any], chip: Path) -> None:
+    assert run_json("verify", chip, "--against", TINY, "--bisect")["agrees"]
+    found = run_json("verify", chip, "--against", "tests.cli.models:other", "--bisect", code=1)
+    assert found["first_difference"]["layer"] == "second"
