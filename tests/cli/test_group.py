@@ -178,3 +178,26 @@ def test_a_signal_in_the_middle_leaves_nothing_half_written(tmp_path: Path, name
     assert "nothing half-written was left behind" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+WITHOUT_COMPILER = """
+import sys
+for name in ("torch", "tvm", "onnx", "unicorn"):
+    sys.modules[name] = None
+from dsopt.cli import main
+main()
+"""
+
+
+def test_without_the_compiler_artifacts_run_and_compiling_says_what_to_install(artifact: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_COMPILER, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    for command in ("run", "inspect"):
+        assert run(command, str(artifact)).returncode == 0
+    done = run("compile", "tests.cli.models:tiny", "-t", "cpu")
+    assert done.returncode == 4, done.stderr
+    assert 'pip install "dsopt[compile]"' in done.stderr
+    assert run("doctor").returncode == run("targets").returncode == run("explain", "DS0801").returncode == 0
