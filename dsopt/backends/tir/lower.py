@@ -188,6 +188,11 @@ class _Lowerer:
         sizes: list[int] = []
         for size in value.shape:
             if not isinstance(size, int):
+                if not self.program.dims:
+                    raise RefusedError(
+                        f"its shape {tuple(map(str, value.shape))} depends on values, and generated loops need fixed sizes",
+                        "use a form with a fixed size, such as torch.where or masked_fill in place of indexing with a mask",
+                    )
                 known = ", ".join(f"--dim {name}={max(dim.min, 1)}" for name, dim in sorted(self.program.dims.items()))
                 raise RefusedError(
                     f"shape {self.program.shape(self._node)} varies, and generated loops need fixed sizes",
