@@ -75,7 +75,7 @@ def check_against(
 ) -> Agreement:
     """Run the artifact and the program on the same inputs. Raises CheckError naming the outputs that differ and by how much."""
     given = [
-        tuple(torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in program.signature.inputs)
+        tuple(torch.from_numpy(np.asarray(feed[spec.name], order="C")) for spec in program.signature.inputs)
         for feed in feeds or ()
     ]
     runs = given[:_STEPS] or [
