@@ -15,19 +15,11 @@ struct Dim {
 static Dim blockIdx, threadIdx, blockDim, gridDim;
 
 #define __global__
-#define __device__ static
+#define __device__
 #define __launch_bounds__(...)
 #define __shared__ static_assert(false, "the emulator has no shared memory");
 
-// What CUDA has and a host's C++ has not. min and max of a NaN and a number are the number, as in fminf.
-static inline float min(float a, float b) { return fminf(a, b); }
-static inline float max(float a, float b) { return fmaxf(a, b); }
-static inline int min(int a, int b) { return a < b ? a : b; }
-static inline int max(int a, int b) { return a > b ? a : b; }
-static inline long min(long a, long b) { return a < b ? a : b; }
-static inline long max(long a, long b) { return a > b ? a : b; }
-static inline long long min(long long a, long long b) { return a < b ? a : b; }
-static inline long long max(long long a, long long b) { return a > b ? a : b; }
+// What CUDA has and a host's C++ has not.
 static inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
 static inline float __int_as_float(int bits) {
   float value;

@@ -87,7 +87,7 @@ class CudaBackend:
 def _code_archs(target: CudaTarget) -> tuple[str, ...]:
     """Return what to compile for: each architecture, and PTX of the newest for GPUs that come later."""
     newest = max(int(arch.removeprefix("sm_").rstrip("a")) for arch in target.archs)
-    return (*target.archs, f"compute_{newest}")
+    return (*dict.fromkeys(target.archs), f"compute_{newest}")
 
 
 def _compile(compiler: CudaCompiler, source: str, archs: Sequence[str], options: EmitOptions) -> list[Image]:

@@ -50,6 +50,13 @@ typedef unsigned long long uint64_t;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
+// A NaN wins, as in torch; CUDA's own max and min drop it.
+template <class T>
+static __device__ inline T maximum(T a, T b) { return a > b || a != a ? a : b; }
+template <class T>
+static __device__ inline T minimum(T a, T b) { return a < b || a != a ? a : b; }
+#define max maximum
+#define min minimum
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 """

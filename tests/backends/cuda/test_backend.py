@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import dsopt
 from dsopt.artifact import Artifact, load_artifact
 from dsopt.backends import cuda
 from dsopt.backends.base import EmitOptions
-from dsopt.backends.cuda import CudaBackend
+from dsopt.backends.cuda import CudaBackend, compiler
 from dsopt.backends.cuda.limits import MOST_ELEMENTS, all_blockers
 from dsopt.backends.cuda.plan import ALIGNMENT
 from dsopt.errors import CheckError, ToolchainError, UnsupportedOpError
@@ -91,6 +92,14 @@ def test_nested_inputs_and_outputs_keep_their_names(nested_program: Program) -> 
 )
 def test_outputs_that_no_kernel_fills_are_right_too(function: Callable[[Tensor], Any]) -> None:
     agree(function, seeded(3, 4))
+
+
+@needs_host
+def test_nan_and_infinity_go_through_as_they_do_in_torch() -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 2.0]).repeat(5, 1)
+    for function in (torch.relu, lambda x: torch.maximum(x, x.t()), lambda x: torch.minimum(x, x.t()), torch.isnan,
+                     lambda x: x.clamp(-1, 1), lambda x: torch.nn.functional.max_pool2d(x[None], 2), lambda x: x * 0.5 + 1):  # fmt: skip
+        agree(lambda x, function=function: function(x), x)  # type: ignore[misc]
 
 
 @needs_host
@@ -208,6 +217,20 @@ def test_it_has_machine_code_for_each_architecture_and_ptx_of_the_newest(artifac
     for image in artifact.manifest["cuda"]["images"]:
         start = b"\x7fELF" if image["file"].endswith(".cubin") else b"//"
         assert artifact.files[image["file"]].lstrip().startswith(start)
+
+
+def test_an_architecture_named_twice_is_compiled_once() -> None:
+    twice = emit(capture(lambda x: x + 1, seeded(4)), ("sm_90", "sm_90"))
+    assert [image["arch"] for image in twice.manifest["cuda"]["images"]] == ["sm_90", "compute_90"]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_nvcc_serves_where_nvrtc_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "nvrtc_library", lambda: None)
+    built = emit(capture(_net(), seeded(2, 3, 8, 8)))
+    assert built.manifest["cuda"]["compiler"].startswith("nvcc ")
+    assert built.files["kernels.sm_90.cubin"].startswith(b"\x7fELF")
+    assert sorted(built.manifest["cuda"]["resources"]) == sorted({one["kernel"] for one in built.manifest["launches"]})
 
 
 def test_registers_and_spills_of_each_kernel_are_recorded(artifact: Artifact) -> None:
