@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dsopt.feeds import Array, Feed
     from dsopt.runtime import Session
 
+_RUNS_AT_ONCE = 64
+
 
 @click.command(short_help="Run an artifact.")
 @click.argument("artifact", type=click.Path(path_type=Path))
@@ -45,9 +47,9 @@ def command(
     with console.bars() as progress, load(artifact, threads=threads) as session:
         feeds = read_feeds(session, inputs, dim, seed)
         results: list[dict[str, Array]] = []
-        for number, feed in enumerate(feeds):
-            progress(number, len(feeds), "running")
-            results.append(session.run_flat(feed))
+        for start in range(0, len(feeds), _RUNS_AT_ONCE):
+            progress(start, len(feeds), "running")
+            results += session.run_many(feeds[start : start + _RUNS_AT_ONCE])
         names = [spec.name for spec in session.outputs]
     stacked = {name: _joined([result[name] for result in results]) for name in names}
     if output is not None:
