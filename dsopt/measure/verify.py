@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,19 +125,25 @@ def _compare_outputs(
     states: States | None = None
     names = [spec.name for spec in program.signature.outputs]
     worst: dict[str, OutputAgreement] = {}
+    for number, (inputs, got) in enumerate(_results(session, program, runs, progress)):
+        wanted, states = program.run_stateful(inputs, states)
+        for name, value in zip(names, wanted, strict=True):
+            want = value.detach().numpy()
+            error = relative_error(got[name], want)
+            if name not in worst or not error <= worst[name].relative_error:
+                worst[name] = OutputAgreement(name, error, _largest_difference(got[name], want), number)
+    return tuple(worst[name] for name in names)
+
+
+def _results(
+    session: Session, program: Program, runs: Sequence[tuple[Tensor, ...]], progress: Progress | None
+) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Array]]]:
+    """Yield the inputs of each run and what the artifact gives; an emulated core is started once for many."""
     for start in range(0, len(runs), _RUNS_AT_ONCE):
         if progress:
             progress(start, len(runs), "comparing")
         chunk = runs[start : start + _RUNS_AT_ONCE]
-        results = session.run_many([_named(program, inputs) for inputs in chunk])
-        for number, (inputs, got) in enumerate(zip(chunk, results, strict=True), start=start):
-            wanted, states = program.run_stateful(inputs, states)
-            for name, value in zip(names, wanted, strict=True):
-                want = value.detach().numpy()
-                error = relative_error(got[name], want)
-                if name not in worst or not error <= worst[name].relative_error:
-                    worst[name] = OutputAgreement(name, error, _largest_difference(got[name], want), number)
-    return tuple(worst[name] for name in names)
+        yield from zip(chunk, session.run_many([_named(program, inputs) for inputs in chunk]), strict=True)
 
 
 def _largest_difference(got: Array, want: Array) -> float:
