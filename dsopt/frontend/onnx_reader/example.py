@@ -16,7 +16,8 @@ from dsopt.frontend.onnx_reader.names import identifier
 from dsopt.frontend.onnx_reader.problems import EXPORT_AGAIN, too_large
 from dsopt.frontend.onnx_reader.values import Constant
 
-MAX_INPUT_ELEMENTS = 2**31
+MAX_INPUT_ELEMENTS = 2**28
+"""Of all inputs together: the example holds them, and torch.export copies it."""
 _SEED = 0
 # Tried in this order: (batch-like, sequence-like, image-like) sizes; images must survive several halvings.
 _SIZES = ((2, 5, 64), (2, 8, 128), (2, 16, 224), (2, 64, 256), (2, 3, 7), (1, 1, 1))
@@ -76,15 +77,14 @@ def shapes_of(
     ports: tuple[Port, ...], names: tuple[str, ...], dims: Dims, sizes: Mapping[str, int]
 ) -> list[tuple[int, ...]]:
     """Return the example's shape for each input. Raises ReadError DS0192 if it would be huge."""
-    shapes = []
+    shapes, total = [], 0
     for port, name in zip(ports, names, strict=True):
         axes = dims.names.get(name, {})
-        shape = tuple(
-            size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(port.shape or ())
-        )
-        if math.prod(shape) > MAX_INPUT_ELEMENTS:
+        shape = tuple(size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(port.shape or ()))
+        total += math.prod(shape)
+        if total > MAX_INPUT_ELEMENTS:
             what = f"input {port.name!r} of shape {list(shape)} has {math.prod(shape):,} elements"
-            raise too_large(what, why=f"At most {MAX_INPUT_ELEMENTS:,} are taken.")
+            raise too_large(what, why=f"At most {MAX_INPUT_ELEMENTS:,} are taken, in all inputs together.")
         shapes.append(shape)
     return shapes
 

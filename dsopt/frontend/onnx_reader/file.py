@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -12,6 +13,7 @@ from dsopt.frontend.onnx_reader.problems import damaged, too_large
 
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit; larger models keep their weights in external data."""
+_STRING, _MESSAGE = 9, 11  # numbers of field types in protobuf's descriptor.proto
 OLDEST_OPSET = 7
 """Before opset 7, binary operators had a broadcasting rule of their own."""
 
@@ -36,6 +38,8 @@ def load_proto(source: Path | bytes) -> tuple[onnx.ModelProto, str]:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # the decoder's error class belongs to protobuf, which has several implementations
         raise damaged(label, "is not an ONNX model, or is truncated or altered", why=str(error)) from error
+    if not _is_text(model):
+        raise damaged(label, "is truncated or altered", why="a name in it is no text")
     if not model.HasField("graph") or not model.opset_import:
         raise damaged(label, "holds no ONNX graph, or is truncated or altered")
     return model, label
@@ -55,6 +59,17 @@ def opsets(imports: object, label: str) -> dict[str, int]:
         fix = "Update onnx, or export the model with an older opset_version."
         raise ReadError("DS0199", f"{label} uses opset {version}; opsets {OLDEST_OPSET} to {newest} are read", fix=fix)
     return found
+
+
+def _is_text(message: Any) -> bool:
+    """Tell whether all text of a message is text; the decoder leaves bytes in the place of what is not."""
+    for field, value in message.ListFields():
+        if field.type not in (_STRING, _MESSAGE):
+            continue
+        for item in (value,) if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value:
+            if isinstance(item, bytes) or (field.type == _MESSAGE and not _is_text(item)):
+                return False
+    return True
 
 
 def _read(path: Path) -> bytes:

@@ -26,7 +26,17 @@ Enter = Callable[[Node, Callable[[], Any]], Any]
 """Calls a function in the module that stands for the node's layer."""
 
 # What torch and Python raise for shapes, dtypes and numbers that do not fit an operator.
-_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError, MalformedError)
+_MISFITS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    MalformedError,
+)
 
 
 class Interpreter:

@@ -13,6 +13,8 @@ from dsopt.frontend.onnx_reader.registry import operator
 from dsopt.frontend.onnx_reader.sizes import larger
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+MAX_ATTRIBUTE = 2**20
+"""Strides and the like above this are damage, and torch would count to them."""
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
@@ -23,6 +25,8 @@ def per_axis(call: Call, name: str, count: int, default: int = 1) -> list[int]:
         return [default] * count
     if len(found) != count:
         raise MalformedError(f"attribute {name!r} has {len(found)} elements for {count} axes")
+    if not all(default <= item < MAX_ATTRIBUTE for item in found):
+        raise MalformedError(f"attribute {name!r} is {found}")
     return found
 
 

@@ -35,10 +35,15 @@ class _Window:
             raise MalformedError(f"attribute 'kernel_shape' is {kernel} for an input with {x.dim()} axes")
         if not 1 <= len(kernel) <= 3:
             raise call.unsupported(f"{call.node.op} over {len(kernel)} spatial axes", "1 to 3 spatial axes")
-        self.kernel, self.count = kernel, len(kernel)
+        self.kernel, self.count = per_axis(call, "kernel_shape", len(kernel)), len(kernel)
         self.strides, self.dilations = per_axis(call, "strides", self.count), per_axis(call, "dilations", self.count)
         self.before, self.after = paddings(call, x, kernel, self.strides, self.dilations)
         self.is_ceil = bool(call.integer("ceil_mode", 0))
+        for axis, size in enumerate(x.shape[2:]):
+            extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            room = size + self.before[axis] + self.after[axis]
+            if isinstance(room, int) and extent > room:
+                raise MalformedError(f"a window of {extent} elements does not fit axis {axis + 2}, padded to {room}")
 
     def is_torch(self) -> bool:
         """Tell whether torch's own pooling takes this padding: even, and at most half the kernel."""

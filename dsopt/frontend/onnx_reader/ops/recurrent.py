@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsopt.frontend.onnx_reader.call import Call
-from dsopt.frontend.onnx_reader.lower_recurrent import ACTIVATIONS, DIRECTIONS, fits_torch, torch_weights
+from dsopt.frontend.onnx_reader.lower_recurrent import ACTIVATIONS, DIRECTIONS, GATES, fits_torch, torch_weights
 from dsopt.frontend.onnx_reader.problems import MalformedError
 from dsopt.frontend.onnx_reader.registry import operator
 
@@ -49,6 +49,7 @@ def _by_torch(
             states.append(torch.zeros([directions, batch, size], dtype=x.dtype))
         else:
             states.append(state.transpose(0, 1) if is_first else state)
+    _check(kind, x, states, weights, [directions, batch, size], has_bias)
     time = 1 if is_first else 0
     if direction == "reverse":
         x = torch.flip(x, [time])
@@ -65,6 +66,21 @@ def _by_torch(
         y = y.unflatten(2, (directions, size))
         y = y if is_first else y.transpose(1, 2)
     return (y, *(state.transpose(0, 1) if is_first else state for state in last))
+
+
+def _check(
+    kind: str, x: Tensor, states: list[Tensor], weights: list[Tensor], state_shape: list[Any], has_bias: bool
+) -> None:
+    """Compare every shape: torch's operators for whole sequences trust them, and write outside their memory otherwise."""
+    directions, _, size = state_shape
+    gates = len(GATES[kind])
+    shapes = [[gates * size, x.shape[-1]], [gates * size, size]] + [[gates * size]] * (2 if has_bias else 0)
+    if x.dim() != 3 or [list(weight.shape) for weight in weights] != shapes * directions:
+        raise MalformedError(f"its weights have shapes {[list(weight.shape) for weight in weights]}")
+    if any(list(state.shape) != state_shape for state in states):
+        raise MalformedError(f"its initial state is not of shape {state_shape}")
+    if any(tensor.dtype != x.dtype for tensor in (*states, *weights)):
+        raise MalformedError("its input, state and weights have different element types")
 
 
 # ---- step by step ----
