@@ -17,11 +17,11 @@ _SUFFIX = "_kernel_time"
 def read_profile(path: Path, layers: Sequence[Mapping[str, Any]], skipped_runs: int) -> tuple[LayerCost, ...]:
     """Read the file that ONNX Runtime wrote and return the median time of each layer, in the order in which they ran.
 
-    layers: of the manifest, whose names the nodes carry.  skipped_runs: at the beginning, which warm up.  Nodes that ONNX
+    layers: of the manifest, each with the name of its node.  skipped_runs: at the beginning, which warm up.  Nodes that ONNX
     Runtime fused have the name of one of their layers; nodes that it added, such as changes of layout, have rows of their own.
     """
     # A layer that does nothing, such as dropout, shares the name of the one before it.
-    names = {str(layer["name"]): layer for layer in reversed(layers)}
+    names = {str(layer.get("onnx_node", layer["name"])): layer for layer in reversed(layers)}
     runs: dict[tuple[str, str], list[float]] = defaultdict(list)
     in_run: dict[tuple[str, str], float] = {}
     first = ""

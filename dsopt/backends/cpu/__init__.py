@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsopt.artifact import Artifact
 from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cpu.convert import convert
-from dsopt.backends.cpu.costs import layer_records
+from dsopt.backends.cpu.layers import layer_records
 from dsopt.backends.cpu.model import OPSET, model_files
 from dsopt.backends.cpu.pipeline import cpu_pipeline
 from dsopt.ir import Program

@@ -149,12 +149,12 @@ class GraphBuilder:
         self.nodes.append(Node("Cast", name, [value.name], [name], "", {"to": dtype}))
         return Value(name, dtype)
 
-    def rename(self, value: Value, name: str, first: int = 0) -> Value:
-        """Give a value that a node from number `first` on produces, and that node, another name; others stay as they are."""
+    def rename(self, value: Value, name: str, first: int = 0, is_node_renamed: bool = False) -> Value:
+        """Give a value that a node from number `first` on produces, and perhaps that node, another name; others stay."""
         producer = next((node for node in self.nodes[first:] if value.name in node.outputs), None)
         if producer is None:
             return value
-        if producer.outputs[0] == value.name:
+        if is_node_renamed:
             producer.name = name
         producer.outputs = [name if each == value.name else each for each in producer.outputs]
         for node in self.nodes[first:]:

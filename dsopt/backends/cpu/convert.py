@@ -40,12 +40,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Converted:
-    """A program as an ONNX graph in memory. `values` names the ONNX tensor of each converted program node, by node name."""
+    """A program as an ONNX graph in memory.
+
+    values: the ONNX tensor of each converted program node, by node name.  producers: the ONNX node of each such tensor.
+    """
 
     emitter: Emitter
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     values: dict[str, str]
+    producers: dict[str, str]
     blockers: tuple[Blocker, ...]
 
 
@@ -69,16 +73,16 @@ def convert(program: Program) -> Converted:
             emitter.bind(node, _stand_in(emitter, node))
     outputs = _name_outputs(program, emitter, wanted)
     emitter.prune(port.name for port in outputs)
-    produced = {name for each in emitter.nodes for name in each.outputs}
+    producers = {name: each.name for each in emitter.nodes for name in each.outputs}
     values = {
         node.name: emitter.value(node).name
         for node in program.graph.nodes
         if node in live
         and node.op == "call_function"
         and isinstance(node.meta["val"], Tensor)
-        and emitter.value(node).name in produced
+        and emitter.value(node).name in producers
     }
-    return Converted(emitter, inputs, outputs, values, tuple(blockers))
+    return Converted(emitter, inputs, outputs, values, producers, tuple(blockers))
 
 
 def _bind_placeholders(program: Program, emitter: Emitter) -> tuple[Port, ...]:

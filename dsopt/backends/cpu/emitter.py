@@ -84,7 +84,7 @@ class Emitter(GraphBuilder):
 
     def _take_scope_name(self, result: Value, first: int) -> Value:
         """Name the result of the current node after its layer and operator."""
-        renamed = self.rename(result, self.scope, first)
+        renamed = self.rename(result, self.scope, first, is_node_renamed=True)
         if renamed != result and result.name in self._reshaped:
             self._reshaped[renamed.name] = self._reshaped.pop(result.name)
         if renamed != result and result.name in self._permuted:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import fx
+
+from dsopt.ir.torch_private import is_operator
 
 if TYPE_CHECKING:
     pass
@@ -66,7 +67,7 @@ def converter(*keys: str) -> Callable[[_Function], _Function]:
 
 def operator_key(target: Any) -> str:
     """Return the key of a node's target: "aten.relu.default", "operator.add", "torch.sym_max", "math.floor"."""
-    if isinstance(target, torch._ops.OpOverload):
+    if is_operator(target):
         return str(target)
     module = str(getattr(target, "__module__", "")).lstrip("_")
     return f"{module}.{getattr(target, '__name__', str(target))}"

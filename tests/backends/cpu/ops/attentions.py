@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -74,14 +73,9 @@ CASES.add(
 )
 CASES.add("self_attention", module(SelfAttention), floats("B", 5, 8))
 CASES.add("self_attention_varying_length", module(SelfAttention), floats(2, "B", 8))
-CASES.add(
-    "multihead_module", partial(lambda m, x: m(x, x, x, need_weights=False)[0], module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
-    floats("B", 5, 8),
-)  # fmt: skip
-CASES.add(
-    "multihead_weights", partial(lambda m, x: m(x, x, x), module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))),
-    floats("B", 5, 8),
-)  # fmt: skip
+MULTIHEAD = module(lambda: nn.MultiheadAttention(8, 2, batch_first=True))
+CASES.add("multihead_module", lambda x: MULTIHEAD(x, x, x, need_weights=False)[0], floats("B", 5, 8))
+CASES.add("multihead_weights", lambda x: MULTIHEAD(x, x, x), floats("B", 5, 8))
 CASES.add("encoder_layer", module(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), floats("B", 5, 8))
 CASES.add(
     "encoder_layer_norm_first", module(lambda: nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, activation="gelu")),

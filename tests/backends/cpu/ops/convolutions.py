@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tests.backends.cpu.cases import Cases, floats, module
 
@@ -25,9 +27,7 @@ CASES.add("conv2d_grouped", module(lambda: nn.Conv2d(4, 6, 3, groups=2)), IMAGE)
 CASES.add("conv2d_pointwise", module(lambda: nn.Conv2d(4, 6, 1)), IMAGE)
 CASES.add("conv2d_varying_image", module(lambda: nn.Conv2d(4, 6, 3, stride=2)), floats(1, 4, "5B", "7B"))
 for _mode in ("reflect", "replicate", "circular"):
-    CASES.add(
-        f"conv2d_{_mode}", module((lambda m: lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode=m))(_mode)), IMAGE
-    )
+    CASES.add(f"conv2d_{_mode}", module(partial(nn.Conv2d, 4, 6, 3, padding=1, padding_mode=_mode)), IMAGE)
 CASES.add("conv3d", module(lambda: nn.Conv3d(4, 6, 3, padding=1)), VOLUME)
 CASES.add("conv2d_unbatched", module(lambda: nn.Conv2d(4, 6, 3)), floats(4, 9, 8))
 CASES.add("conv1d_given_weight", lambda x, w: F.conv1d(x, w), LINE, floats(3, 4, 3))
@@ -48,24 +48,17 @@ CASES.add(
     floats(4, 3, 3, 3),
     floats(6),
 )
+
+
+def conv_act(activation: str, params: list[float], x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Convolve with padding 1 and apply an activation."""
+    return torch.ops.dsopt.conv_act(x, w, b, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, activation, params)
+
+
 for _activation, _params in (
-    ("relu", []),
-    ("relu6", []),
-    ("clamp", [-0.1, 0.4]),
-    ("hardswish", []),
-    ("leaky_relu", [0.2]),
-):
-    CASES.add(
-        f"conv_act_{_activation}",
-        (
-            lambda a, p: (
-                lambda x, w, b: torch.ops.dsopt.conv_act(x, w, b, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, a, p)
-            )
-        )(_activation, _params),
-        IMAGE,
-        floats(5, 4, 3, 3),
-        floats(5),
-    )
+    ("relu", []), ("relu6", []), ("clamp", [-0.1, 0.4]), ("hardswish", []), ("leaky_relu", [0.2]),
+):  # fmt: skip
+    CASES.add(f"conv_act_{_activation}", partial(conv_act, _activation, _params), IMAGE, floats(5, 4, 3, 3), floats(5))
 
 CASES.add("pad_constant", lambda x: F.pad(x, (1, 2, 0, 3), value=1.5), IMAGE)
 CASES.add("pad_one_axis", lambda x: F.pad(x, (2, 1)), LINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ for _kind in (nn.LSTM, nn.GRU, nn.RNN):
     ):
         CASES.add(
             f"{_kind.__name__}_{_name}",
-            module((lambda kind, options: lambda: kind(4, 5, **options))(_kind, _options)),
+            module(partial(_kind, 4, 5, **_options)),
             SEQUENCE if _options else floats(6, "B", 4),
         )
 CASES.add("RNN_relu", module(lambda: nn.RNN(4, 5, nonlinearity="relu", batch_first=True)), SEQUENCE)
