@@ -207,6 +207,8 @@ class _Lowerer:
         value = node.meta.get("val")
         if isinstance(value, (int, float, bool)):
             return value
+        if any(self.values.get(source) is None for source in node.all_input_nodes):
+            raise _DependsError("")
         if node.target is operator.getitem:
             source = self._argument(node.args[0])
             return source[node.args[1]]
