@@ -24,6 +24,9 @@ OptionNames = Mapping[str, Callable[[], list[str]]]
 
 _MAX_BYTES = 1 << 20
 
+_COMMAND_LINE_ONLY = frozenset({"trust_pickle"})
+"""Options that a file must not set: a folder from a stranger would decide that its own files may run code."""
+
 
 def default_map(given: Path | None, folder: Path, commands: OptionNames) -> dict[str, dict[str, Any]]:
     """Return {command: {option: value}} of the file `given`, or of the nearest one; {} where there is none.
@@ -84,6 +87,11 @@ def _options(content: Any, path: Path, commands: OptionNames) -> dict[str, dict[
 
 
 def _checked(key: str, value: Any, path: Path) -> Any:
+    if key.replace("-", "_") in _COMMAND_LINE_ONLY:
+        raise UsageError(
+            "DS0903", f"{path} sets {key!r}, which only the command line and the environment may set",
+            why="A folder from a stranger could otherwise decide that its own files may run code.", fix=f"Give --{key} yourself.",
+        )  # fmt: skip
     items = value if isinstance(value, list) else [value]
     if all(isinstance(item, (bool, int, float, str)) for item in items):
         return value

@@ -13,7 +13,7 @@ from dsopt.errors import UsageError
 
 COMMANDS: dict[str, Callable[[], list[str]]] = {
     "compile": lambda: ["target", "fail_on", "seed"],
-    "run": lambda: ["seed", "threads"],
+    "run": lambda: ["seed", "threads", "trust_pickle"],
 }
 
 
@@ -47,6 +47,8 @@ def test_the_nearest_file_counts_and_pyproject_only_with_our_table(tmp_path: Pat
         ("sed = 1", "DS0903", "sets 'sed', which dsopt does not know"),
         ("[comple]\nseed = 1", "DS0903", "Did you mean compile?"),
         ("[run]\ntarget = 1", "DS0903", "sets 'run.target'"),
+        ("trust-pickle = true", "DS0903", "only the command line and the environment may set"),
+        ("[run]\ntrust-pickle = true", "DS0903", "only the command line and the environment may set"),
         ("seed = ", "DS0902", "is no TOML"),
         ("seed = 2020-01-01", "DS0902", "seed in"),
         ("[run]\nseed = {a = 1}", "DS0902", "seed in"),
