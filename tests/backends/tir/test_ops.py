@@ -8,7 +8,8 @@ import pytest
 
 import dsopt
 from dsopt.backends.tir.lower import blockers
-from tests.backends.tir.cases import FAMILIES, Cases
+from tests.backends.tir.case import Cases
+from tests.backends.tir.cases import FAMILIES
 from tests.backends.tir.host_runner import errors_on_host
 
 
