@@ -34,7 +34,7 @@ PACKAGES = (
     Package("ziglang", "ziglang", "mcu"),
     Package("unicorn", "unicorn", "mcu"),
     Package("elftools", "pyelftools", "mcu"),
-    Package("nvidia.cuda_nvrtc", "nvidia-cuda-nvrtc", "cuda"),
+    Package("nvidia.cu13", "nvidia-cuda-nvrtc", "cuda"),
     Package("triton", "triton", "cuda"),
     Package("onnxscript", "onnxscript", "dev"),
 )
