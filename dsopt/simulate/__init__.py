@@ -29,6 +29,7 @@ from dsopt.target import CORES
 __all__ = ["Cost", "Simulation", "TracePoint", "choose_simulator", "read_image", "simulate"]
 
 _SIMULATORS = ("unicorn", "qemu")
+_REPORT = "if dsopt made this image, this is a bug of dsopt: please report it"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ def _check(image: Image, answer: Answer) -> None:
         raise _fault(
             image, answer.fault_pc, f"{len(answer.outputs)} runs done", "called from " + _place(image, answer.fault_lr)
         )
+    if answer.status == mailboxes.OVERFLOW:
+        raise CheckError("DS1001", "the image faulted: its stack ran out", fix=_REPORT)
     if answer.status == mailboxes.REFUSED:
         raise ReadError("DS1003", "the image and its table of inputs and outputs differ", fix="compile the model again")
     if answer.status not in (mailboxes.DONE, mailboxes.CODE):
@@ -196,7 +199,7 @@ def _place(image: Image, address: int) -> str:
 def _fault(image: Image, pc: int, when: str, why: str) -> CheckError:
     return CheckError(
         "DS1001", f"the image faulted in {_place(image, pc)}", where=when, why=why,
-        fix="if dsopt made this image, this is a bug of dsopt: please report it",
+        fix=_REPORT,
     )  # fmt: skip
 
 

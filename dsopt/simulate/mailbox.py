@@ -12,8 +12,8 @@ from dsopt.simulate.image import MAGIC, VERSION, Image, Span
 _HEAD = struct.Struct("<16I")
 _RESULT = struct.Struct("<QII")
 
-STARTED, DONE, REFUSED, CODE, FAULT = 1, 2, 3, 4, 5
-"""The states of a run, HARNESS_STARTED to HARNESS_FAULT."""
+STARTED, DONE, REFUSED, CODE, FAULT, OVERFLOW = 1, 2, 3, 4, 5, 6
+"""The states of a run, HARNESS_STARTED to HARNESS_OVERFLOW."""
 
 
 @dataclass(frozen=True)

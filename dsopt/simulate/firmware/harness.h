@@ -47,7 +47,7 @@ typedef struct {
   uint32_t input_bytes, output_bytes; /* of one run: each span is followed by padding to 8 bytes */
   uint32_t inputs_offset, outputs_offset, results_offset;
 
-  uint32_t status; /* HARNESS_STARTED ... HARNESS_FAULT */
+  uint32_t status; /* HARNESS_STARTED ... HARNESS_OVERFLOW */
   uint32_t runs_done;
   uint32_t code;            /* what harness_run returned */
   uint32_t fault_pc, fault_lr;
@@ -60,11 +60,12 @@ typedef struct {
 #define HARNESS_REFUSED 3u /* the tables and the mailbox differ in the bytes of a run */
 #define HARNESS_CODE 4u    /* harness_run returned a code */
 #define HARNESS_FAULT 5u
+#define HARNESS_OVERFLOW 6u /* the last word of the stack was written: a board may not fault below it */
 
 /* What one run cost, as far as the image can tell. */
 typedef struct {
   uint64_t ticks; /* of the board's timer; 0 without one */
-  uint32_t stack_bytes;
+  uint32_t stack_bytes; /* of this and all runs before it; 0 except in the last one */
   uint32_t reserved;
 } harness_result;
 
