@@ -55,6 +55,17 @@ def test_state_is_kept_by_the_session_and_reset() -> None:
         np.testing.assert_array_equal(session.run(x), first)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_sequence_of_any_length_runs_through_a_recurrent_layer(kind: type[nn.RNNBase]) -> None:
+    model = kind(3, 5, num_layers=2, bidirectional=True, batch_first=True)
+    program = dsopt.capture(model, (torch.randn(2, 4, 3),), {"input": {0: "batch", 1: "time"}})
+    assert set(program.dims) == {"batch", "time"}
+    with dsopt.runtime.load(dsopt.compile(program, "cpu")) as session:
+        for batch, time in ((1, 9), (3, 1)):
+            x = torch.randn(batch, time, 3)
+            np.testing.assert_allclose(session.run(x)[0], model(x)[0].detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_the_same_input_gives_the_same_bytes(conv_program: Program) -> None:
     builds = [dsopt.compile(conv_program, "cpu") for _ in range(2)]
     assert builds[0].manifest == builds[1].manifest
