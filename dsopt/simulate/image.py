@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsopt.errors import ReadError, ToolchainError
-from dsopt.simulate.boards import VECTORS_BYTES, MemoryMap
+from dsopt.simulate.boards import VECTORS_BYTES, WIDE, MemoryMap
 
 MAGIC, VERSION = 0x64736F70, 1
 """HARNESS_MAGIC and HARNESS_VERSION of firmware/harness.h."""
@@ -144,6 +144,8 @@ def _check_map(memory: MemoryMap, segments: tuple[Segment, ...]) -> None:
     flash = memory.flash_origin, memory.flash_bytes
     ram = memory.ram_origin, memory.ram_bytes
     mailbox = memory.mailbox_origin, memory.mailbox_bytes
+    if memory.mailbox_bytes > WIDE.mailbox_bytes:
+        raise _refused(f"its mailbox has {memory.mailbox_bytes:,} bytes")
     blocks = sorted((flash, ram, mailbox))
     for (origin, count), following in zip(blocks, [*blocks[1:], (1 << 32, 0)], strict=True):
         if not 0 < count <= _MAX_BYTES or origin + count > following[0]:
