@@ -121,6 +121,30 @@ def test_a_miscompile_planted_in_the_onnx_fails_the_build(
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.mcu
+@pytest.mark.parametrize(("old", "new"), [("total +=", "total -="), ("oh - 1;", "oh - 0;"), ("* weight[", "* -weight[")])
+def test_a_miscompile_planted_in_the_c_fails_the_build(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ziglang")
+    pytest.importorskip("unicorn")
+    from dsopt.backends.mcu import backend
+
+    generate = backend.generate
+
+    def planted(*given: Any) -> Any:
+        sources = generate(*given)
+        text = sources.files["model.c"]
+        # what is planted must compile and change results, or this test would pass for another reason
+        return (
+            replace(sources, files={**sources.files, "model.c": text.replace(old, new, 1)}) if old in text else sources
+        )
+
+    program = dsopt.capture(nn.Conv2d(1, 2, 3, padding=1), (torch.randn(1, 1, 5, 5),))
+    assert dsopt.api.build(program, "mcu:cortex-m4").agreement.max_relative_error < 1e-5  # type: ignore[operator]
+    monkeypatch.setattr(backend, "generate", planted)
+    with pytest.raises(CheckError, match="disagrees with the model"):
+        dsopt.compile(program, "mcu:cortex-m4")
+
+
 def test_the_check_uses_the_data_given(conv_program: Program) -> None:
     feeds = [{"x": np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)}]
     agreement = dsopt.api.build(conv_program, "cpu", data=feeds).agreement
