@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dsopt.runtime.onnx_profile import read_profile
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """The files of a cpu artifact: the graph, and the weights where they are large."""
 
-_LOG_ERRORS = 3  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_LOG_FATAL = 4  # of ONNX Runtime's severities 0 to 4: its errors are raised as well, and need not be printed
 _WARM_UP_RUNS, _PROFILED_RUNS = 3, 15
 _LARGE_BYTES = 1 << 26  # a model above this is read by ONNX Runtime from its own file, without a copy in Python
 
@@ -76,7 +77,7 @@ class OnnxExecutor:
 
         Opens the model anew with all layers as outputs, so that what ONNX Runtime fused is computed apart here.
         """
-        layers = [(str(layer["name"]), str(layer["node"])) for layer in self._artifact.manifest["layers"]]
+        layers = _layer_names(self._artifact)
         extra = [name for name, _ in layers if name not in self._outputs]
         session = _open(self._artifact, self._threads, list(dict.fromkeys(extra)))
         wanted = list(dict.fromkeys(name for name, _ in layers))
@@ -97,10 +98,18 @@ class OnnxExecutor:
         del self._session, self._native
 
 
+def _layer_names(artifact: Artifact) -> list[tuple[str, str]]:
+    """Return tensor name and node name of each layer."""
+    try:
+        return [(str(layer["name"]), str(layer["node"])) for layer in artifact.manifest.get("layers", [])]
+    except KeyError as problem:
+        raise _differs(f"a layer of the manifest has no {problem}") from problem
+
+
 def _input_names(artifact: Artifact) -> list[str]:
     return [
         *(str(item["name"]) for item in artifact.manifest["inputs"]),
-        *(str(item["input"]) for item in artifact.manifest["states"]),
+        *(str(item["input"]) for item in artifact.manifest.get("states", [])),
     ]
 
 
@@ -108,7 +117,7 @@ def _result_names(artifact: Artifact) -> list[str]:
     """Return the outputs' names in the model's order; ONNX may know one by another name, because an input has its name."""
     return [
         *(str(item["name"]) for item in artifact.manifest["outputs"]),
-        *(str(item["output"]) for item in artifact.manifest["states"]),
+        *(str(item["output"]) for item in artifact.manifest.get("states", [])),
     ]
 
 
@@ -130,7 +139,7 @@ def _open(artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), p
     options.enable_profiling = bool(profile_to)
     options.profile_file_prefix = profile_to
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = _LOG_FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
@@ -170,7 +179,7 @@ _ORT_ERRORS = _ort_errors()
 def _sentence(problem: Exception) -> str:
     """Return ONNX Runtime's message without its code and source location."""
     text = str(problem).strip().splitlines()
-    return text[0].rpartition("] : ")[2][:500] if text else type(problem).__name__
+    return re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text[0])[:500] if text else type(problem).__name__
 
 
 def _differs(what: str) -> ArtifactError:

@@ -43,6 +43,7 @@ class Converted:
     """A program as an ONNX graph in memory.
 
     values: the ONNX tensor of each converted program node, by node name.  producers: the ONNX node of each such tensor.
+    inner: the types of tensors between the nodes, without which ONNX Runtime cannot tell equal varying sizes and fuses less.
     """
 
     emitter: Emitter
@@ -50,6 +51,7 @@ class Converted:
     outputs: tuple[Port, ...]
     values: dict[str, str]
     producers: dict[str, str]
+    inner: tuple[Port, ...]
     blockers: tuple[Blocker, ...]
 
 
@@ -82,7 +84,8 @@ def convert(program: Program) -> Converted:
         and isinstance(node.meta["val"], Tensor)
         and emitter.value(node).name in producers
     }
-    return Converted(emitter, inputs, outputs, values, producers, tuple(blockers))
+    inner = _inner_ports(program, values, {port.name for port in outputs})
+    return Converted(emitter, inputs, outputs, values, producers, inner, tuple(blockers))
 
 
 def _bind_placeholders(program: Program, emitter: Emitter) -> tuple[Port, ...]:
@@ -100,6 +103,15 @@ def _bind_placeholders(program: Program, emitter: Emitter) -> tuple[Port, ...]:
             if isinstance(size, str) and size in program.dims:
                 emitter.bind_symbol(size, value, axis)
     return tuple(ports)
+
+
+def _inner_ports(program: Program, values: dict[str, str], outputs: set[str]) -> tuple[Port, ...]:
+    ports: dict[str, Port] = {}
+    for node in program.graph.nodes:
+        name = values.get(node.name)
+        if name is not None and name not in outputs:
+            ports[name] = Port(name, program.dtype(node), program.shape(node))
+    return tuple(ports.values())
 
 
 def _live_nodes(program: Program) -> set[fx.Node]:

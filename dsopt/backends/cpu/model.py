@@ -97,6 +97,7 @@ def _model(converted: Converted, name: str, tensors: Iterable[TensorProto]) -> o
         [_value_info(port) for port in converted.inputs],
         [_value_info(port) for port in converted.outputs],
         list(tensors),
+        value_info=[_value_info(port) for port in converted.inner],
     )
     opsets = [helper.make_opsetid("", OPSET)]
     if any(each.domain == MICROSOFT for each in nodes):

@@ -120,14 +120,13 @@ def convert_layer_norm(
     cudnn_enable: bool = True,
 ) -> Value:
     """Write layer_norm over the last axes."""
-    axis = cx.rank(x) - len(normalized_shape)
     value = cx.value(x)
     if weight is not None:
         scale = cx.value(weight)
     else:
         sizes = [cx.fixed(size, "the normalised dim") for size in normalized_shape]
         scale = cx.constant(torch.ones(sizes), value.dtype)
-    return cx.op("LayerNormalization", value, scale, cx.optional(bias), axis=axis, epsilon=eps)
+    return cx.op("LayerNormalization", value, scale, cx.optional(bias), axis=-len(normalized_shape), epsilon=eps)
 
 
 @converter("aten.native_layer_norm.default")
