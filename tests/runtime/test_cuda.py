@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from dsopt.runtime.cuda import open_executor
 from dsopt.runtime.cuda_driver import Image, choose_image
 from dsopt.runtime.cuda_executor import PlanExecutor
 from dsopt.runtime.cuda_plan import LaunchPlan
-from dsopt.simulate.cuda_host import host_compiler
+from tests.runtime.stub_driver import build_driver
 
 SOURCE = """
 extern "C" __global__ void __launch_bounds__(32) scale(float* x, float* w, float* y) {
@@ -71,18 +69,7 @@ def _artifact(manifest: dict[str, Any] | None = None) -> Artifact:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    compiler = host_compiler()
-    if compiler is None:
-        pytest.skip("no host C++ compiler to build the stand-in driver with")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "kernels.cu").write_text(SOURCE)
-    (folder / "kernels.inc").write_text("KERNEL(scale)\nKERNEL(add)\n")
-    header = Path(__file__).parents[2] / "dsopt" / "simulate"
-    source = Path(__file__).with_name("stub_driver.cu")
-    library = folder / "libstub.so"
-    flags = ["-x", "c++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{folder}", f"-I{header}"]
-    subprocess.run([*compiler, *flags, "-o", str(library), str(source), "-lm"], check=True)
-    return str(library)
+    return build_driver(tmp_path_factory.mktemp("driver"), SOURCE, ("scale", "add"))
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import fx
 
 from dsopt.backends.cuda.kernels import CompiledKernels
-from dsopt.backends.tir.program import Kernel, LoopProgram
+from dsopt.backends.tir.program import Buffer, Kernel, LoopProgram
 from dsopt.ir import Program
 from dsopt.passes.memory.arena import Plan, plan_arena
 from dsopt.passes.memory.liveness import Step, lifetimes
@@ -106,7 +108,7 @@ def ports_manifest(program: Program, loops: LoopProgram) -> dict[str, dict[str, 
 
 def layers_manifest(program: Program, loops: LoopProgram) -> list[dict[str, Any]]:
     """Return the manifest's "layers": one record for each node that has kernels, named after the buffer of its result."""
-    operators = {node.name: str(node.target).rpartition(".")[0] for node in program.graph.nodes}
+    nodes = {node.name: node for node in program.graph.nodes}
     last = {kernel.node: kernel for kernel in loops.kernels}
     multiply_adds = dict.fromkeys(last, 0)
     for kernel in loops.kernels:
@@ -116,10 +118,18 @@ def layers_manifest(program: Program, loops: LoopProgram) -> list[dict[str, Any]
             "name": kernel.outputs[0],
             "node": node,
             "layer": kernel.layer,
-            "op": operators[node],
-            "shape": list(loops.buffers[kernel.outputs[0]].shape),
+            "op": str(nodes[node].target).rpartition(".")[0],
+            "shape": _shown_shape(nodes[node], loops.buffers[kernel.outputs[0]]),
             "dtype": loops.buffers[kernel.outputs[0]].dtype,
             "multiply_adds": multiply_adds[node],
         }
         for node, kernel in last.items()
     ]
+
+
+def _shown_shape(node: fx.Node, buffer: Buffer) -> list[int]:
+    """Return the shape of a node's result, which its kernel may see in another; the kernel's own where a node has many results."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and value.numel() == buffer.elements:
+        return [int(size) for size in value.shape]
+    return list(buffer.shape)

@@ -17,17 +17,22 @@ import dsopt
 from dsopt.artifact import Artifact, load_artifact
 from dsopt.backends import cuda
 from dsopt.backends.base import EmitOptions
+from dsopt.backends.check import relative_error
 from dsopt.backends.cuda import CudaBackend, compiler
 from dsopt.backends.cuda.limits import MOST_ELEMENTS, all_blockers
 from dsopt.backends.cuda.plan import ALIGNMENT
 from dsopt.errors import CheckError, ToolchainError, UnsupportedOpError
-from dsopt.ir import Program
+from dsopt.ir import Program, example_inputs
+from dsopt.ir.interpret import evaluate_all
+from dsopt.passes.base import PassContext, PassManager
+from dsopt.runtime.cuda import open_executor
 from dsopt.runtime.cuda_executor import PlanExecutor
 from dsopt.runtime.cuda_plan import LaunchPlan
 from dsopt.simulate.cuda_host import HostDevice, host_compiler
 from dsopt.target import CudaTarget
 from models import build
-from tests.backends.cuda.harness import agree, capture, check, emit, seeded
+from tests.backends.cuda.harness import TOLERANCE, agree, capture, check, emit, seeded
+from tests.runtime.stub_driver import build_driver
 
 needs_host = pytest.mark.skipif(host_compiler() is None, reason="no host C++ compiler")
 
@@ -114,6 +119,43 @@ def test_steps_do_not_depend_on_the_order_of_threads() -> None:
         results.append(executor.run(feeds)["output"])
         executor.close()
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@needs_host
+@pytest.mark.parametrize("name", ["kws", "gpt_decode", "lstm", "unet"])
+def test_a_trace_gives_the_value_of_every_node_that_has_kernels(name: str) -> None:
+    target, program = CudaTarget(("sm_90",)), fixed(name)
+    backend = CudaBackend()
+    rewritten, _ = PassManager(backend.pipeline(target)).run(program, PassContext(target=target))
+    artifact = backend.emit(rewritten, target, EmitOptions())
+    executor, _ = backend.check_executor(artifact)
+    assert isinstance(executor, PlanExecutor)
+    inputs = example_inputs(program, seed=3)
+    feeds = {spec.name: value.numpy() for spec, value in zip(program.signature.inputs, inputs, strict=True)}
+    feeds |= {f"state.{state.name}": program.weights[state.name].numpy() for state in program.states}
+    got = executor.trace(feeds)
+    executor.close()
+    with torch.no_grad():
+        values = {
+            node.name: value for node, value in evaluate_all(rewritten.graph, rewritten.bind(inputs, None)).items()
+        }
+    assert sorted(got) == sorted(layer["node"] for layer in artifact.manifest["layers"])
+    wanted = {node: value for node, value in values.items() if node in got and isinstance(value, Tensor)}
+    assert len(wanted) >= len(got) - 3
+    errors = {node: relative_error(got[node], value.detach().numpy()) for node, value in wanted.items()}
+    assert {node: error for node, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+def test_an_artifact_from_disk_runs_through_the_driver_interface(tmp_path: Path) -> None:
+    program = capture(_net(), seeded(2, 3, 8, 8))
+    emit(program).save(tmp_path / "net.dsopt")
+    artifact = load_artifact(tmp_path / "net.dsopt")
+    kernels = LaunchPlan.read(artifact.manifest).kernels
+    driver = build_driver(tmp_path, artifact.files["kernels.cu"].decode(), kernels)
+    executor = open_executor(artifact, driver)
+    got = executor.run({"input": seeded(2, 3, 8, 8).numpy()})["output"]
+    executor.close()
+    assert relative_error(got, program.run(seeded(2, 3, 8, 8))[0].detach().numpy()) <= TOLERANCE
 
 
 # ---- the check of every build ----
