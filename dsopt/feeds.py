@@ -6,35 +6,42 @@ samples, or a longer first axis that is cut into runs.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dsopt.errors import InputError, ReadError
+from dsopt.npy import MAGIC, parse_npy
+from dsopt.zip_limits import LIMITS, open_zip
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
+_LIMITS = replace(LIMITS, expansion=1100)
+"""An .npz may be packed: arrays of zeros shrink as far as the format can, which is a thousandth."""
+
 
 def read_npz(path: str | Path) -> dict[str, Array]:
     """Read the arrays of an .npz, or of an .npy under the name "". Raises ReadError; pickled arrays are refused."""
+    path = Path(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as stream:
+            is_npy = stream.read(len(MAGIC)) == MAGIC
+        if is_npy:
+            return {"": parse_npy(path.read_bytes())}
+        with open_zip(path, limits=_LIMITS) as archive:
+            members = {name.removesuffix(".npy"): archive.read_into_buffer(name) for name in archive.names}
+            return {archive.top + name: parse_npy(content) for name, content in members.items()}
     except FileNotFoundError as problem:
         raise ReadError("DS0910", f"there is no file {path}") from problem
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as problem:
+    except (OSError, ValueError, MemoryError, ReadError) as problem:
         raise ReadError(
             "DS0911",
             f"{path} is no .npz file of plain arrays",
-            why=str(problem)[:200],
+            why=problem.what if isinstance(problem, ReadError) else str(problem)[:200],
             fix="write it with numpy.savez(path, x=...)",
         ) from problem
 

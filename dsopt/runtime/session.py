@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from dsopt.artifact import Artifact, load_artifact
 from dsopt.errors import ArtifactError, InputError, ToolchainError, UsageError
 from dsopt.nesting import unflatten
+from dsopt.npy import parse_npy
 from dsopt.runtime.arguments import CallBinder, DimRange, TensorSpec, check_feeds
 from dsopt.runtime.arrays import Array
 from dsopt.runtime.executor import BatchExecutor, Executor, Profile, ProfilingExecutor, TracingExecutor
@@ -71,12 +70,14 @@ class Session:
         model returned, with NumPy arrays in the place of tensors. Raises InputError naming everything that does not fit; the
         session and its state are then as before.
         """
-        feeds = self._bind(inputs, named)
-        return unflatten(self._output_tree, self._step(feeds))
+        feeds = self._as_before(inputs, named)
+        results = self._step(self._bind(inputs, named) if feeds is None else feeds)
+        return unflatten(self._output_tree, results)
 
     def run_flat(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run on {flat input name: array} and return {flat output name: array}. Raises InputError."""
-        return self._step(self._bind((), feeds))
+        known = self._as_before((), feeds)
+        return self._step(self._bind((), feeds) if known is None else known)
 
     def run_many(self, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Array]]:
         """Run on each {flat input name: array}, in order, and return the {flat output name: array} of each.
@@ -135,9 +136,6 @@ class Session:
 
     def _bind(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array]:
         """Return the inputs by flat name, checked. Raises InputError naming everything that does not fit."""
-        feeds = self._as_before(inputs, named)
-        if feeds is not None:
-            return feeds
         problems: list[str] = []
         values = self._binder.bind(inputs, named, problems)
         feeds = check_feeds(values, self.inputs, self.dims, problems)
@@ -187,9 +185,10 @@ class Session:
     def _step(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run once and keep the next states. An error, Ctrl-C among them, leaves the states as they were."""
         with self._lock:
+            executor = self._executor or self._opened()
             if not self._states:
-                return self._opened().run(feeds)
-            results = self._opened().run({**feeds, **self._states})
+                return executor.run(feeds)
+            results = executor.run({**feeds, **self._states})
             outputs = {spec.name: results[spec.name] for spec in self.outputs}
             states = {name: results[following] for name, following in self._state_names.items()}
             # The caller may write into what is returned, which must not change the state.
@@ -248,33 +247,17 @@ def _open_executor(artifact: Artifact, threads: int | None) -> Executor:
 
 
 def _first_value(artifact: Artifact, state: Mapping[str, Any]) -> Array:
-    """Read the .npy file of a state. Its header is compared with the manifest before any memory is taken."""
-    content, name = artifact.files[state["file"]], state["name"]
-    stream = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(stream)
-    except (
-        ValueError,
-        TypeError,
-        SyntaxError,
-        KeyError,
-        EOFError,
-        UnicodeDecodeError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        raise ArtifactError(
-            "DS0815", f"the first value of state {name!r} is no .npy file", why=str(error)[:200]
-        ) from error
+    """Read the .npy file of a state and compare it with the manifest."""
     wanted = tuple(state["shape"]), np.dtype(state["dtype"])
-    if (shape, dtype.newbyteorder("=")) != wanted or len(content) - stream.tell() != wanted[1].itemsize * math.prod(
-        shape
-    ):
+    try:
+        array = parse_npy(artifact.files[state["file"]])
+    except ValueError as error:
         raise ArtifactError(
-            "DS0815",
-            f"the first value of state {name!r} is {dtype}{list(shape)}, must be {state['dtype']}{state['shape']}",
-        )
-    flat = np.frombuffer(content, dtype, offset=stream.tell())
-    return np.array(flat.reshape(shape, order="F" if is_fortran else "C"), dtype=wanted[1], order="C")
+            "DS0815", f"the first value of state {state['name']!r} is no .npy file of numbers", why=str(error)[:200]
+        ) from error
+    if (array.shape, array.dtype.newbyteorder("=")) != wanted:
+        raise ArtifactError(
+            "DS0815", f"the first value of state {state['name']!r} is {array.dtype}{list(array.shape)}, "
+            f"must be {state['dtype']}{state['shape']}",
+        )  # fmt: skip
+    return np.array(array, dtype=wanted[1], order="C")
