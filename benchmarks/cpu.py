@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def session(artifact: Path, spec: ModelSpec, *, threads: int | None = None) -> C
     loaded = dsopt.runtime.load(artifact) if threads is None else dsopt.runtime.load(artifact, threads=threads)
     args = [value.numpy() for value in spec.args]
     named = {name: value.numpy() for name, value in spec.kwargs.items()}
-    return lambda: loaded.run(*args, **named)
+    return partial(loaded.run, *args, **named)
 
 
 def error_of(artifact: Path, spec: ModelSpec, calls: int = 1) -> float:

@@ -7,6 +7,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def onnx_runtime(path: Path, spec: ModelSpec, threads: int) -> Callable[[], list
     feeds |= {one.name: np.zeros(one.shape, np.float32) for one in states}
     outputs = len(session.get_outputs()) - len(states)
     if not states:
-        return lambda: session.run(None, feeds)
+        return partial(session.run, None, feeds)
 
     def call() -> list[np.ndarray]:
         results: list[np.ndarray] = session.run(None, feeds)
