@@ -103,13 +103,13 @@ class SimulatedExecutor:
                     "DS0862", f"the manifest does not say where {entry['function']!r} leaves its result", fix=_AGAIN
                 ) from error
             ports[point.function] = port, point
-        done = self._simulate([feeds], traces=[point for _, point in ports.values()])
+        # A result is read when the next layer begins, so all layers must be known, not only those with a result.
+        done = self._simulate([feeds], self._functions(), [point for _, point in ports.values()])
         return {port.name: port.read(done.traces[name]) for name, (port, _) in ports.items()}
 
     def profile(self, feeds: Mapping[str, Array]) -> Profile:
         """Run once and return the instructions of each layer (None on QEMU) and of the whole run."""
-        names = list(dict.fromkeys(entry["function"] for entry in self._layers))
-        done = self._simulate([feeds], layers=names)
+        done = self._simulate([feeds], self._functions())
         costs = [
             LayerCost(
                 str(entry.get("node", "")), str(entry.get("layer", "")),
@@ -121,6 +121,9 @@ class SimulatedExecutor:
 
     def close(self) -> None:
         """Free what the executor holds: nothing outlives a run."""
+
+    def _functions(self) -> list[str]:
+        return list(dict.fromkeys(entry["function"] for entry in self._layers))
 
     def _simulate(
         self, feeds: Sequence[Mapping[str, Array]], layers: Sequence[str] = (), traces: Sequence[TracePoint] = ()

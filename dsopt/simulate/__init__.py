@@ -56,7 +56,7 @@ def simulate(
 
     image: an ELF file linked with this folder's firmware.  core: such as "cortex-m4".
     runs: for each inference the bytes of each input, in the order of the image's table.
-    layers: functions to sum costs for.  traces: memory to keep; Unicorn only.
+    layers: functions to sum costs for.  traces: memory to keep, as it is when the next of `layers` begins; Unicorn only.
     simulator: "unicorn" or "qemu"; None takes the first that knows the core and is installed.
     seconds: the most that the emulation may take.
 

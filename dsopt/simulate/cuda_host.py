@@ -49,7 +49,7 @@ def host_compiler() -> tuple[str, ...] | None:
 
 
 class HostDevice:
-    """Memory and kernels in a child process. `reverse` runs the threads of each launch in the opposite order."""
+    """Memory and kernels in a child process. While `reverse` is set, the threads of each launch run in the opposite order."""
 
     name = "host emulation"
 
@@ -64,7 +64,7 @@ class HostDevice:
                 fix="install g++ or clang++, or pip install ziglang",
             )  # fmt: skip
         self._numbers = {kernel: number for number, kernel in enumerate(kernels)}
-        self._reverse = reverse
+        self.reverse = reverse
         self._allocations: dict[int, int] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="dsopt-cuda-")
         try:
@@ -136,7 +136,7 @@ class HostDevice:
         _no_overlap(kernel, arguments, read_only)
         flat = [word for argument in arguments for word in argument]
         status = self._ask(
-            "L", self._numbers[kernel], blocks, threads, read_only, int(self._reverse), len(arguments),
+            "L", self._numbers[kernel], blocks, threads, read_only, int(self.reverse), len(arguments),
             tail=struct.pack(f"={len(flat)}Q", *flat),
         )  # fmt: skip
         if status == _NO_MEMORY:

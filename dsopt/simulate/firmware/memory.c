@@ -26,7 +26,11 @@ void *memcpy(void *restrict to, const void *restrict from, size_t bytes) {
 void *memmove(void *to, const void *from, size_t bytes) {
   uint8_t *d = to;
   const uint8_t *s = from;
-  if ((uintptr_t)d - (uintptr_t)s >= bytes) return memcpy(to, from, bytes);
+  /* Not by memcpy: that one's blocks may not overlap in either direction. */
+  if ((uintptr_t)d - (uintptr_t)s >= bytes) {
+    for (; bytes > 0; --bytes) *d++ = *s++;
+    return to;
+  }
   while (bytes > 0) {
     --bytes;
     d[bytes] = s[bytes];
