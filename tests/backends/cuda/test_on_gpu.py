@@ -16,7 +16,8 @@ from dsopt.ir import Program, example_inputs
 from dsopt.runtime.cuda import open_executor
 from tests.backends.cuda.harness import TOLERANCE, capture, emit, seeded
 from tests.backends.cuda.test_backend import LARGE_MODELS, SMALL_MODELS, fixed
-from tests.backends.tir.cases import FAMILIES, Cases
+from tests.backends.tir.case import Cases
+from tests.backends.tir.cases import FAMILIES
 
 
 def _capability() -> int | None:
