@@ -13,7 +13,7 @@ UNARY: dict[str, Function] = {
     name: getattr(torch, name)
     for name in (
         "abs", "neg", "exp", "sin", "cos", "tan", "tanh", "sigmoid", "relu", "floor", "ceil", "round", "trunc", "erf", "erfc", "square",
-        "sign", "expm1", "sinh", "cosh", "exp2", "frac",
+        "sign", "expm1", "sinh", "cosh", "exp2", "frac", "atan", "asinh", "isinf", "isfinite", "signbit", "rad2deg",
     )
 }  # fmt: skip
 ACTIVATIONS: dict[str, Function] = {
@@ -48,6 +48,10 @@ ACTIVATIONS: dict[str, Function] = {
     "rrelu": lambda x: F.rrelu(x),
 }
 POSITIVE: dict[str, Function] = {
+    "asin": lambda x: torch.asin(x / 4 - 0.1),
+    "acos": lambda x: torch.acos(x / 4 - 0.1),
+    "acosh": lambda x: torch.acosh(x + 1),
+    "atanh": lambda x: torch.atanh(x / 4),
     "sqrt": torch.sqrt,
     "rsqrt": torch.rsqrt,
     "log": torch.log,
@@ -67,6 +71,13 @@ POSITIVE: dict[str, Function] = {
     "pow_tensor": lambda x: x**x,
 }
 BINARY: dict[str, Function] = {
+    "bool_times": lambda a, b, c, s: (a > 0) * (b > 0),
+    "bool_plus": lambda a, b, c, s: (a > 0) + (b > 0),
+    "copysign": lambda a, b, c, s: torch.copysign(a, b),
+    "hypotenuse": lambda a, b, c, s: torch.hypot(a, b),
+    "logaddexp": lambda a, b, c, s: torch.logaddexp(a, b),
+    "nan_to_num": lambda a, b, c, s: torch.nan_to_num(a / (b > 0)),
+    "xlogy": lambda a, b, c, s: torch.xlogy(a, b.abs()),
     "add": lambda a, b, c, s: a + b,
     "add_row": lambda a, b, c, s: a + c,
     "sub": lambda a, b, c, s: a - c,
@@ -166,6 +177,15 @@ INTEGER: dict[str, Function] = {
     "int8": lambda i, j: (i - 4).to(torch.int8).abs(),
 }
 REDUCE: dict[str, Function] = {
+    "topk": lambda x: x.topk(2)[0],
+    "topk_places": lambda x: x.topk(3, largest=False)[1],
+    "topk_dim": lambda x: x.topk(2, 0)[0],
+    "sort": lambda x: x.sort(descending=True)[0],
+    "sort_ties": lambda x: x.round().sort(dim=1, stable=True)[1],
+    "argsort": lambda x: x.argsort(1),
+    "bool_amax": lambda x: (x > 0).amax(1),
+    "bool_max": lambda x: (x > 0).max(1)[0],
+    "logcumsum": lambda x: x.exp().cumsum(0).log(),
     "sum": lambda x: x.sum(),
     "sum_dim": lambda x: x.sum(1),
     "sum_last": lambda x: x.sum(-1, keepdim=True),

@@ -89,6 +89,9 @@ CONV: dict[str, Function] = {
     "relu_after": lambda x, t, v: F.relu(F.conv2d(x, torch.ones(2, 6, 3, 3))),
 }
 MATMUL: dict[str, Function] = {
+    "addmv": lambda a, b: torch.addmv(a[:, 0], a, a[0], beta=0.5, alpha=2),
+    "addr": lambda a, b: torch.addr(a, a[:, 0], a[0]),
+    "multi_dot": lambda a, b: torch.linalg.multi_dot([a, a.t(), a]),
     "linear": On(nn.Linear(8, 5)),
     "linear_no_bias": On(nn.Linear(8, 5, bias=False)),
     "linear3": On(nn.Linear(8, 3), 1),

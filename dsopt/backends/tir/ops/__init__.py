@@ -3,7 +3,7 @@
 from importlib import import_module
 
 FAMILIES = ("attention", "convolution", "creation", "elementwise", "indexing", "matmul", "normalization", "pooling", "recurrent",
-            "reduction", "relayout", "resize", "softmax", "unary")  # fmt: skip
+            "reduction", "relayout", "resize", "softmax", "sorting", "unary")  # fmt: skip
 
 for _family in FAMILIES:
     import_module(f"{__name__}.{_family}")

@@ -33,6 +33,16 @@ def cast(value: Expr, source: str, target: str) -> Expr:
     return tirx.Cast(target, value)
 
 
+def larger(a: Expr, b: Expr) -> Expr:
+    """Return the larger value; of booleans, whether one is true."""
+    return tirx.any(a, b) if str(a.ty.dtype) == "bool" else tirx.max(a, b)
+
+
+def smaller(a: Expr, b: Expr) -> Expr:
+    """Return the smaller value; of booleans, whether both are true."""
+    return tirx.all(a, b) if str(a.ty.dtype) == "bool" else tirx.min(a, b)
+
+
 def elementwise(
     context: Context, operands: Sequence[Operand], function: Callable[..., Expr], compute_dtype: str | None = None
 ) -> Buffer:

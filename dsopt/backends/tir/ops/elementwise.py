@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsopt.backends.tir.ops.activation import activate, number
-from dsopt.backends.tir.ops.broadcast import Operand, elementwise, promote
+from dsopt.backends.tir.ops.broadcast import Operand, elementwise, larger, promote, smaller
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
 from dsopt.backends.tir.tvm_adapter import Expr, constant, tirx
@@ -47,9 +47,11 @@ _BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "div": lambda a, b: a / b,
     "floor_divide": _floored,
     "fmod": _fmod,
-    "maximum": tirx.max,
-    "minimum": tirx.min,
-    "mul": lambda a, b: a * b,
+    "copysign": lambda a, b: tirx.Select(b < _zero(b), _zero(a) - tirx.abs(a), tirx.abs(a)),
+    "hypot": lambda a, b: tirx.sqrt(a * a + b * b),
+    "maximum": larger,
+    "minimum": smaller,
+    "mul": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a * b,
     "remainder": _remainder,
     "bitwise_and": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a & b,
     "bitwise_or": lambda a, b: tirx.any(a, b) if _dtype(a) == "bool" else a | b,
@@ -61,6 +63,8 @@ _BINARY_NAMES: dict[str, tuple[str, ...]] = {
     "div": ("Tensor", "Scalar"),
     "floor_divide": ("default", "Scalar"),
     "fmod": ("Tensor", "Scalar"),
+    "copysign": ("Tensor", "Scalar"),
+    "hypot": ("default",),
     "maximum": ("default",),
     "minimum": ("default",),
     "mul": ("Tensor", "Scalar"),
@@ -80,8 +84,8 @@ def _register_binary(name: str, function: Callable[[Expr, Expr], Expr], overload
 
 for _name, _overloads in _BINARY_NAMES.items():
     _register_binary(_name, _BINARY[_name], _overloads)
-_register_binary("max", tirx.max, ("other",))
-_register_binary("min", tirx.min, ("other",))
+_register_binary("max", larger, ("other",))
+_register_binary("min", smaller, ("other",))
 _register_binary("__and__", _BINARY["bitwise_and"], ("Tensor", "Scalar"))
 _register_binary("__or__", _BINARY["bitwise_or"], ("Tensor", "Scalar"))
 _register_binary("__xor__", _BINARY["bitwise_xor"], ("Tensor", "Scalar"))
@@ -89,6 +93,8 @@ _register_binary("__xor__", _BINARY["bitwise_xor"], ("Tensor", "Scalar"))
 
 @lowering("aten.add.Tensor", "aten.add.Scalar")
 def _add(context: Context, a: Operand, b: Operand, alpha: float) -> Buffer:
+    if context.dtype == "bool":
+        return elementwise(context, [a, b], tirx.any)
     return elementwise(context, [a, b], lambda x, y: x + (y if alpha == 1 else y * constant(alpha, _dtype(y))))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from dsopt.backends.tir.ops.activation import activate
+from dsopt.backends.tir.ops.broadcast import elementwise
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
 from dsopt.backends.tir.tvm_adapter import Expr, constant
@@ -130,6 +131,19 @@ def _with_bias(
             value = total[0] if alpha == 1 else total[0] * constant(alpha, "float32")
             k.store(y, value + (c[place] if beta == 1 else c[place] * constant(beta, "float32")), *index)
     return result
+
+
+@lowering("aten.addmv.default")
+def _addmv(context: Context, bias: Buffer, a: Buffer, b: Buffer, beta: float, alpha: float) -> Buffer:
+    """The matrix product with a vector as a column of one."""
+    M, K = a.shape
+
+    def finish(total: Expr, index: tuple[Expr, ...]) -> Expr:
+        return total if alpha == 1 else total * constant(alpha, "float32")
+
+    product = contract(context, [("mk", a, (M, K)), ("k", b, (K,))], "m", finish)
+    scale = constant(beta, "float32")
+    return elementwise(context, [product, bias], lambda x, y: x + (y if beta == 1 else y * scale))
 
 
 @lowering("aten.einsum.default")

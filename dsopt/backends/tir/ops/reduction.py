@@ -10,7 +10,7 @@ from typing import Any
 
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.ops.activation import number
-from dsopt.backends.tir.ops.broadcast import cast
+from dsopt.backends.tir.ops.broadcast import cast, larger, smaller
 from dsopt.backends.tir.ops.softmax import split_at
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering, normalize_dim
@@ -150,8 +150,8 @@ def _limit(dtype: str, largest: bool) -> float:
 
 
 def _extreme(context: Context, x: Buffer, dims: Sequence[int] | int | None, maximum: bool) -> Buffer:
-    step = (lambda total, value: tirx.max(value, total)) if maximum else (lambda total, value: tirx.min(value, total))
-    return _accumulate(context, x, dims, _limit(x.dtype, not maximum), step, _same)
+    choose = larger if maximum else smaller
+    return _accumulate(context, x, dims, _limit(x.dtype, not maximum), lambda total, value: choose(value, total), _same)
 
 
 def _place_of_extreme(

@@ -50,8 +50,26 @@ def _tan(x: Expr) -> Expr:
     return tirx.sin(x) / tirx.cos(x)
 
 
+def _asinh(x: Expr) -> Expr:
+    """Sign of x times log(|x| + sqrt(x^2 + 1)), written with log1p against cancellation near 0."""
+    a = tirx.abs(x)
+    value = tirx.log1p(a + a * a / (number(1.0) + tirx.sqrt(a * a + number(1.0))))
+    return tirx.Select(x < number(0.0), number(0.0) - value, value)
+
+
+def _leg(x: Expr) -> Expr:
+    """sqrt(1 - x^2): the other leg of the right triangle with hypotenuse 1, as (1 - x)(1 + x) against cancellation near 1."""
+    return tirx.sqrt((number(1.0) - x) * (number(1.0) + x))
+
+
 _UNARY: dict[str, Callable[[Expr], Expr]] = {
     "abs": tirx.abs,
+    "acos": lambda x: tirx.atan2(_leg(x), x),
+    "acosh": lambda x: tirx.log(x + tirx.sqrt((x - number(1.0)) * (x + number(1.0)))),
+    "asin": lambda x: tirx.atan2(x, _leg(x)),
+    "asinh": _asinh,
+    "atan": lambda x: tirx.atan2(x, number(1.0)),
+    "atanh": lambda x: number(0.5) * tirx.log1p((x + x) / (number(1.0) - x)),
     "ceil": lambda x: tirx.ceil(x),
     "cos": tirx.cos,
     "cosh": _cosh,
@@ -103,6 +121,16 @@ def _register_unary(name: str, function: Callable[[Expr], Expr]) -> None:
 
 for _name, _function in _UNARY.items():
     _register_unary(_name, _function)
+
+
+@lowering("aten.isinf.default")
+def _isinf(context: Context, x: Buffer) -> Buffer:
+    return elementwise(context, [x], lambda v: tirx.abs(v) > number(3.4028234663852886e38), x.dtype)
+
+
+@lowering("aten.signbit.default")
+def _signbit(context: Context, x: Buffer) -> Buffer:
+    return elementwise(context, [x], lambda v: v < _zero(v), x.dtype)
 
 
 @lowering("aten.hardtanh.default", "aten.clamp.default", "aten.clip.default")
