@@ -135,7 +135,7 @@ def _text(build: Build, place: Path, explain: bool) -> str:
         [
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
-            ("check", f"relative error {agreement.max_relative_error:.2g} on {agreement.data} inputs, {agreement.runs} runs" if checked
+            ("check", f"relative error {agreement.max_relative_error:.2g} on {agreement.data} inputs" if checked
              else f"not run here: {agreement.why_unchecked}"),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]
