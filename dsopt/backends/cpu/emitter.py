@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dsopt.backends.cpu.builder import GraphBuilder, Value
+from dsopt.backends.cpu.decompose import decompose
 from dsopt.backends.cpu.expressions import SizeTerm, evaluate_text
 from dsopt.backends.cpu.registry import RefusalError, find_converter, operator_key
 from dsopt.ir import Program
@@ -67,7 +68,8 @@ class Emitter(GraphBuilder):
         """Convert one call_function node in the scope of its layer. Raises RefusalError."""
         function = find_converter(node)
         if function is None:
-            raise RefusalError("there is no ONNX form of this operator in dsopt", _nearest(node))
+            self._convert_parts(node)
+            return
         before = self.node, self.scope
         first = len(self.nodes)
         self.node = node
@@ -81,6 +83,30 @@ class Emitter(GraphBuilder):
         finally:
             self.node, self.scope = before
         self.bind(node, result)
+
+    def _convert_parts(self, node: fx.Node) -> None:
+        """Convert a node that has no converter by the simpler operators that torch lowers it to."""
+        key = operator_key(node.target)
+        if node.graph is not self.program.graph or not isinstance(node.meta["val"], (Tensor, tuple, list)):
+            raise RefusalError(f"there is no ONNX form of {key} in dsopt", "write it with other operators")
+        graph = decompose(node)
+        placeholders = [each for each in graph.nodes if each.op == "placeholder"]
+        for placeholder, given in zip(placeholders, node.all_input_nodes, strict=True):
+            if given in self._weight_names:
+                self._weight_names[placeholder] = self._weight_names[given]
+                self._stored_names[placeholder] = self._stored_names[given]
+            else:
+                self.bind(placeholder, self.value(given) if isinstance(given.meta["val"], Tensor) else self.size(given))
+        for each in graph.nodes:
+            if each.op == "call_function" and isinstance(each.meta["val"], (Tensor, tuple, list)):
+                try:
+                    self.convert(each)
+                except RefusalError as problem:
+                    raise RefusalError(
+                        f"torch lowers it to {operator_key(each.target)}: {problem.why}", problem.fix
+                    ) from problem
+        result: Any = graph.output_node().args[0]
+        self.bind(node, self.value(result) if isinstance(result, fx.Node) else tuple(map(self.optional, result)))
 
     def _take_scope_name(self, result: Value, first: int) -> Value:
         """Name the result of the current node after its layer and operator."""
@@ -164,7 +190,10 @@ class Emitter(GraphBuilder):
 
     def used(self, index: int) -> bool:
         """Tell whether anything that an output depends on reads result `index` of the current node."""
-        return any(user in self.live and user.args[1:] == (index,) for user in self.node.users)
+        return any(
+            user.args[1:] == (index,) and (user in self.live or user.graph is not self.program.graph)
+            for user in self.node.users
+        )
 
     def fixed(self, size: Any, what: str) -> int:
         """Return a size that must not vary. Raises RefusalError."""
@@ -311,13 +340,3 @@ class Emitter(GraphBuilder):
     def concat(self, values: Sequence[Value], axis: int) -> Value:
         """Join along an axis."""
         return values[0] if len(values) == 1 else self.op("Concat", *values, axis=axis)
-
-
-def _nearest(node: fx.Node) -> str:
-    """Return a hint: known operators with a similar name."""
-    from difflib import get_close_matches
-
-    from dsopt.backends.cpu.registry import CONVERTERS
-
-    close = get_close_matches(operator_key(node.target), sorted(CONVERTERS), n=2, cutoff=0.6)
-    return "similar operators that have one: " + ", ".join(close) if close else "write it with other operators"

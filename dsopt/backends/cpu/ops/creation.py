@@ -44,6 +44,12 @@ def convert_zeros(cx: Emitter, size: Sequence[Any], **kwargs: Any) -> Value:
     return filled(cx, [cx.size(each) for each in size], 0, cx.dtype)
 
 
+@converter("aten.empty_permuted.default", "aten.empty_strided.default")
+def convert_empty(cx: Emitter, size: Sequence[Any], layout: Sequence[Any], **kwargs: Any) -> Value:
+    """Write zeros for a tensor whose elements are not said."""
+    return filled(cx, [cx.size(each) for each in size], 0, cx.dtype)
+
+
 @converter("aten.ones.default")
 def convert_ones(cx: Emitter, size: Sequence[Any], **kwargs: Any) -> Value:
     """Write ones."""

@@ -14,6 +14,7 @@ from tests.backends.cpu.ops import (
     elementwise,
     indexings,
     linears,
+    lowered,
     normalizations,
     poolings,
     recurrents,
@@ -23,7 +24,7 @@ from tests.backends.cpu.ops import (
 )
 
 TABLES = (
-    activations, attentions, convolutions, elementwise, indexings, linears, normalizations, poolings, recurrents,
+    activations, attentions, convolutions, elementwise, indexings, linears, lowered, normalizations, poolings, recurrents,
     reductions, resizes, shapes,
 )  # fmt: skip
 CASES = {f"{table.__name__.rpartition('.')[2]}.{name}": case for table in TABLES for name, case in table.CASES.items()}
