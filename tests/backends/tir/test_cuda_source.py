@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tvm_ffi
 
-from dsopt.backends.cuda.schedule import schedule
-from dsopt.backends.cuda.source import kernel_source, source_file
+from dsopt.backends.cuda.kernels import PRELUDE
 from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.cuda_source import bind_grid, cuda_definition
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.tvm_adapter import tirx
 
@@ -17,7 +17,7 @@ def _text() -> str:
     y = k.write("y", Buffer("y", (8, 8), "float32", "output"))
     with k.grid(i=8, j=8) as (i, j):
         k.store(y, tirx.exp(x[j, i]) * 0.1, i, j)
-    return kernel_source("scale", schedule(k.build()).function)
+    return cuda_definition("scale", bind_grid(k.build(), 32))
 
 
 def test_a_kernel_takes_raw_pointers_named_after_its_buffers() -> None:
@@ -34,7 +34,7 @@ def test_functions_are_the_accurate_ones_and_constants_are_exact() -> None:
 
 
 def test_the_file_needs_no_header_of_tvm_or_cuda() -> None:
-    text = source_file([_text()])
+    text = PRELUDE + _text()
     assert "tvm" not in text.lower()
     assert [line for line in text.splitlines() if line.startswith("#include")] == ["#include <stdint.h>"]
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsopt.backends.cuda.kernels import write_kernels
-from dsopt.backends.cuda.schedule import THREADS_PER_BLOCK, launch_shape, schedule
+from dsopt.backends.cuda.launch import THREADS_PER_BLOCK, launch_shape
 from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.cuda_source import bind_grid, grid_steps
 from dsopt.backends.tir.program import Buffer, Kernel
 from dsopt.simulate.cuda_host import HostDevice, host_compiler
 
@@ -61,7 +62,9 @@ def test_every_step_of_a_grid_runs_exactly_once() -> None:
 
 
 def test_a_scheduled_kernel_has_no_loop_over_its_grid() -> None:
-    text = schedule(_counting_kernel("count", (40, 50)).func).function.script()
+    function = _counting_kernel("count", (40, 50)).func
+    assert grid_steps(function) == 2000
+    text = bind_grid(function, 64).script()
     assert 'thread="blockIdx.x"' in text
     assert 'thread="threadIdx.x"' in text
     assert "T.serial" not in text

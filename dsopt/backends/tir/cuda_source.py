@@ -1,11 +1,11 @@
-"""Scheduled loop nests -> the text of one CUDA C++ file, with raw pointers for parameters and no headers.
+"""Loop nests -> CUDA C++: the grid of a kernel bound to blocks and threads, then the text of one `__global__` function.
 
-The same file is compiled by NVRTC, by nvcc, and by a host compiler with the emulator's header in front, so it stays within what
-the three agree on.
+TVM prints the function; its file's prelude, headers and packed calling convention are left out: parameters are raw pointers.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +14,9 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.s_tir import Schedule
+
+from dsopt.backends.tir.tvm_adapter import PrimFunc
 
 _S, _T = tvm.s_tir.transform, tvm.tirx.transform
 
@@ -35,35 +38,31 @@ _TO_THREADS = (
 _DEVICE_KERNEL = 2
 """TVM's CallingConv::kDeviceKernelLaunch."""
 
-PRELUDE = """\
-// Kernels of one model, written by dsopt. Each thread computes one step of a kernel's grid; no kernel uses shared memory.
-#ifdef __CUDACC_RTC__
-typedef signed char int8_t;
-typedef unsigned char uint8_t;
-typedef short int16_t;
-typedef unsigned short uint16_t;
-typedef long long int64_t;
-typedef unsigned long long uint64_t;
-#else
-#include <stdint.h>
-#endif
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-// A NaN wins, as in torch; CUDA's own max and min drop it.
-template <class T>
-static __device__ inline T maximum(T a, T b) { return a > b || a != a ? a : b; }
-template <class T>
-static __device__ inline T minimum(T a, T b) { return a < b || a != a ? a : b; }
-#define max maximum
-#define min minimum
-#define CUDART_INF_F __int_as_float(0x7f800000)
-#define CUDART_NAN_F __int_as_float(0x7fffffff)
-"""
+
+def grid_steps(function: PrimFunc) -> int:
+    """Return the number of steps of the grid around the one block of a kernel."""
+    work, _, loops = _grid(function)
+    return math.prod(int(work.get(loop).extent) for loop in loops)
 
 
-def kernel_source(name: str, function: Any) -> str:
-    """Return the definition of one `extern "C" __global__` function called `name`."""
+def bind_grid(function: PrimFunc, threads: int) -> PrimFunc:
+    """Fuse the grid and bind it to blockIdx.x and threadIdx.x, `threads` in a block; neighbouring threads take neighbouring steps."""
+    work, block, loops = _grid(function)
+    fused = work.fuse(*loops) if loops else work.add_unit_loop(block)
+    outer, inner = work.split(fused, [None, threads])
+    work.bind(outer, "blockIdx.x")
+    work.bind(inner, "threadIdx.x")
+    return work.mod["main"]
+
+
+def _grid(function: PrimFunc) -> tuple[Any, Any, list[Any]]:
+    work = Schedule(tvm.IRModule({"main": function}))
+    (block,) = work.get_child_blocks(work.get_sblock("root"))
+    return work, block, list(work.get_loops(block))
+
+
+def cuda_definition(name: str, function: PrimFunc) -> str:
+    """Return the definition of one `extern "C" __global__` function called `name`, of a function whose grid is bound."""
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"})  # the text is the same for every arch
     module = tvm.ir.transform.Sequential(list(_TO_THREADS))(tvm.IRModule({name: function}))
     device = _raw_parameters(module[name])
@@ -79,15 +78,10 @@ def kernel_source(name: str, function: Any) -> str:
     lowered = _T.LowerIntrin()(tvm.IRModule({name: device}))
     with _nothing_compiled():
         text: str = tvm_ffi.get_global_func("target.build.cuda")(lowered, target).inspect_source()
-    return _definition(name, text)
+    return _cut(name, text)
 
 
-def source_file(definitions: list[str]) -> str:
-    """Join the definitions of kernels into one file."""
-    return "\n".join([PRELUDE, *definitions])
-
-
-def _raw_parameters(function: Any) -> Any:
+def _raw_parameters(function: PrimFunc) -> PrimFunc:
     """Turn buffer parameters into data pointers that are declared as buffers on entry."""
     parameters, declarations = [], []
     for buffer in function.params:
@@ -113,7 +107,7 @@ def _nothing_compiled() -> Iterator[None]:
             tvm_ffi.register_global_func(hook, previous, override=True)
 
 
-def _definition(name: str, text: str) -> str:
+def _cut(name: str, text: str) -> str:
     """Cut the definition of `name` out of TVM's file, which starts with its own prelude and a prototype."""
     start = re.search(rf'^extern "C" __global__ .*\b{re.escape(name)}\(.*\) \{{$', text, re.MULTILINE)
     assert start is not None, f"TVM wrote no kernel called {name}"
