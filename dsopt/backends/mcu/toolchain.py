@@ -12,9 +12,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -124,19 +124,16 @@ class Toolchain:
             (folder / "firmware" / name).write_bytes(content)
         for name, text in sources.items():
             (folder / "model" / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        objects = []
         paths = [f"firmware/{name}" for name in firmware.sources()] + [f"model/{name}" for name in sorted(sources)]
-        for path in paths:
-            if not path.endswith((".c", ".S")):
-                continue
-            objects.append(path + ".o")
-            done = self._run(
-                folder, core,
-                (f"-O{options.optimize}", *_COMPILE, *self._compile_flags(), "-Ifirmware", "-c", path, "-o", objects[-1]),
-            )  # fmt: skip
-            if done.returncode:
-                raise self._refused(f"compile {path.partition('/')[2]}", done.stderr)
-        return objects
+        paths = [path for path in paths if path.endswith((".c", ".S"))]
+        flags = (f"-O{options.optimize}", *_COMPILE, *self._compile_flags(), "-Ifirmware")
+        # Threads only wait for compilers; which of several complaints is shown does not depend on which came first.
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            results = pool.map(lambda path: self._run(folder, core, (*flags, "-c", path, "-o", path + ".o")), paths)
+            for path, done in zip(paths, results, strict=True):
+                if done.returncode:
+                    raise self._refused(f"compile {path.partition('/')[2]}", done.stderr)
+        return [path + ".o" for path in paths]
 
     def _compile_flags(self) -> tuple[str, ...]:
         if self.name == "gcc":  # or it makes calls of memcpy out of memcpy's own loop
@@ -200,10 +197,13 @@ def find_toolchain(core: str) -> Toolchain:
 
 
 def _find_zig() -> Toolchain | None:
-    if importlib.util.find_spec("ziglang") is None:
+    found = importlib.util.find_spec("ziglang")
+    if found is None or found.origin is None:
         return None
+    # What `python -m ziglang` runs, without starting Python for each file.
+    program = Path(found.origin).with_name("zig.exe" if os.name == "nt" else "zig")
     version = importlib.metadata.version("ziglang")
-    return Toolchain("zig", f"zig {version}", (sys.executable, "-m", "ziglang", "cc"))
+    return Toolchain("zig", f"zig {version}", (str(program), "cc"))
 
 
 def _find_gcc() -> Toolchain | None:

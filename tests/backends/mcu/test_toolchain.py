@@ -174,6 +174,32 @@ def test_what_the_model_does_not_use_is_not_in_the_image() -> None:
     assert not [name for name in measure_image(run_image("movs r0, #0; bx lr")).symbols if name.startswith("mem")]
 
 
+@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4"])
+def test_variables_have_their_first_values(name: str, core: str) -> None:
+    model = "int given[3] = {5, -6, 7};\nint zero[700];\nshort odd = 258;\n"
+    tables = (
+        '#include "harness.h"\nextern int given[3], zero[700];\nextern short odd;\n'
+        + NO_PORTS
+        + """
+int harness_run(void) {
+  int sum = 0;
+  for (int i = 0; i < 700; ++i) sum |= zero[i];
+  return sum == 0 && given[0] == 5 && given[1] == -6 && given[2] == 7 && odd == 258 ? 0 : 1;
+}
+"""
+    )
+    elf = (
+        compiler(name)
+        .compile(
+            {"model.c": "extern int given[3], zero[700];\nextern short odd;\n" + model, "harness_tables.c": tables},
+            core,
+        )
+        .elf
+    )
+    assert simulate(elf, core).exit_code == 0
+
+
 def test_the_stack_is_as_large_as_asked_for() -> None:
     read = read_image(compiler("zig").compile(SOURCES, "cortex-m4", BuildOptions(stack_bytes=2048)).elf)
     assert read.symbols["harness_stack_top"] - read.symbols["harness_stack_limit"] == 2048
