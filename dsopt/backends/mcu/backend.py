@@ -13,6 +13,7 @@ from dsopt.backends.mcu.generate import Sources, generate
 from dsopt.backends.mcu.harness import harness_tables, location
 from dsopt.backends.mcu.pipeline import pipeline
 from dsopt.backends.mcu.place import Placement, check_budget, place
+from dsopt.backends.tir.program import Kernel
 from dsopt.errors import ToolchainError
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass
@@ -87,6 +88,11 @@ def _input_bytes(program: Program, seed: int) -> list[bytes]:
     return [value.detach().contiguous().numpy().tobytes() for value in values]
 
 
+def _weight_bytes(placement: Placement, kernel: Kernel) -> int:
+    roots = {placement.program.root(name).name: placement.program.root(name) for name in kernel.inputs}
+    return sum(root.size_bytes for root in roots.values() if root.kind == "weight")
+
+
 def _trace(placement: Placement, sources: Sources, name: str) -> dict[str, Any]:
     buffer = placement.program.buffers[name]
     symbol, offset = location(sources.names, placement, name)
@@ -112,6 +118,10 @@ def _layers(program: Program, placement: Placement, sources: Sources) -> list[di
             "source": kernel.source,
             "shape": list(buffer.shape),
             "multiply_adds": kernel.multiply_adds,
+            "weight_bytes": _weight_bytes(placement, kernel),
+            "live_bytes": sum(
+                life.size_bytes for life in placement.lives.values() if life.first <= number <= life.last
+            ),
         }
         result = placement.program.results.get(kernel.node)
         if last[kernel.node] == number and result is not None:

@@ -44,7 +44,7 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
     """Write all C files of a placed program. Deterministic: the same program gives the same bytes."""
     loops = placement.program
     names, ports = Names.of(name), interface(program, loops)
-    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels}, "LAYER")
+    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels})
     files = {
         "model.c": model_source(names, ports, placement, functions, target),
         "weights.c": weights_source(names, loops, target),

@@ -58,12 +58,27 @@ _HELPERS = {
 """What resetting and stepping states needs, by name; a file gets what it uses."""
 
 
+def _shared_loops(functions: Mapping[str, CFunction]) -> dict[str, str]:
+    """Return, for layers whose loops are equal to another layer's, the name of the one function that holds them."""
+    groups: dict[CFunction, list[str]] = {}
+    for name, function in functions.items():
+        groups.setdefault(function, []).append(name)
+    shared: dict[str, str] = {}
+    for names in groups.values():
+        loops = f"shared_{names[0]}"
+        while loops in functions:
+            loops += "_"
+        shared |= dict.fromkeys(names, loops) if len(names) > 1 else {}
+    return shared
+
+
 class _Writer:
     def __init__(
         self, names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction]
     ) -> None:
         self.names, self.ports, self.placement, self.functions = names, ports, placement, functions
         self.program = placement.program
+        self.loops = _shared_loops(functions)
 
     # ---- addresses ----
 
@@ -134,7 +149,20 @@ class _Writer:
         lines += [self._value("scratch", name) for name in kernel.scratch]
         if kernel.multiply_adds:
             lines.append(f"{kernel.multiply_adds} multiply-adds")
-        return "/* " + "\n   ".join(map(comment, lines)) + " */\n" + self.functions[kernel.name].text
+        text = "/* " + "\n   ".join(map(comment, lines)) + " */\n"
+        if kernel.name not in self.loops:
+            return text + self.functions[kernel.name].text(kernel.name, "LAYER")
+        loops = self.loops[kernel.name]
+        call = f"LAYER void {kernel.name}(void)\n{{\n    {loops}(" + self._arguments(kernel) + ");\n}\n"
+        is_first = next(name for name, shared in self.loops.items() if shared == loops) == kernel.name
+        return (self.functions[kernel.name].text(loops, "LAYER") + "\n" if is_first else "") + text + call
+
+    def _arguments(self, kernel: Kernel) -> str:
+        addresses = [
+            *(self.address(name, True) for name in kernel.inputs),
+            *(self.address(name, False) for name in (*kernel.outputs, *kernel.scratch)),
+        ]
+        return ",\n        ".join(addresses)
 
     def _value(self, role: str, name: str) -> str:
         buffer, root = self.program.buffers[name], self.program.root(name)
@@ -165,11 +193,7 @@ class _Writer:
         """Return model_run: a call for each layer, then the new states."""
         lines: list[str] = []
         for kernel in self.program.kernels:
-            arguments = [
-                *(self.address(name, True) for name in kernel.inputs),
-                *(self.address(name, False) for name in (*kernel.outputs, *kernel.scratch)),
-            ]
-            lines.append(f"    {kernel.name}(" + ",\n        ".join(arguments) + ");\n")
+            lines.append(f"    {kernel.name}({'' if kernel.name in self.loops else self._arguments(kernel)});\n")
         for state in self.program.states:
             if self.program.root(state.update).name != state.buffer:
                 buffer = self.program.buffers[state.buffer]

@@ -34,18 +34,28 @@ _MATH = {
 _EXTERN = ("expm1f", "powf")
 
 
-@dataclass
+@dataclass(frozen=True)
 class CFunction:
-    """A printed function and the helpers of dsopt_math.h that it calls."""
+    """A printed function: its parameters and body, both without its name, and the helpers of dsopt_math.h that it calls."""
 
-    text: str
+    parameters: tuple[str, ...]
+    body: str
     helpers: frozenset[str]
 
+    def head(self, name: str, attributes: str = "static") -> str:
+        """Return "static void name(...)", broken into a line for each parameter if it is long."""
+        start = f"{attributes} void {name}(".lstrip()
+        line = start + (", ".join(self.parameters) or "void") + ")"
+        return line if len(line) <= 120 else start + "\n    " + ",\n    ".join(self.parameters) + ")"
 
-def c_functions(functions: dict[str, PrimFunc], attributes: str = "static") -> dict[str, CFunction]:
+    def text(self, name: str, attributes: str = "static") -> str:
+        """Return the definition under a name."""
+        return f"{self.head(name, attributes)}\n{self.body}"
+
+
+def c_functions(functions: dict[str, PrimFunc]) -> dict[str, CFunction]:
     """Lower and print S-TIR functions. Names of parameters are those of the buffers; inputs are const, all are restrict."""
-    lowered = lower_blocks(functions)
-    return {name: _Printer(name, function, attributes).print() for name, function in lowered.items()}
+    return {name: _Printer(function).print() for name, function in lower_blocks(functions).items()}
 
 
 def float_literal(value: float) -> str:
@@ -69,10 +79,8 @@ class _Scope:
 
 
 class _Printer:
-    def __init__(self, name: str, function: PrimFunc, attributes: str) -> None:
-        self.name = name
+    def __init__(self, function: PrimFunc) -> None:
         self.function = function
-        self.attributes = attributes
         self.helpers: set[str] = set()
         self.stored: set[str] = set()
         self.used: set[str] = set()
@@ -86,11 +94,8 @@ class _Printer:
         self._statement(self.function.body)
         body = self._scopes[0].lines
         unused = [f"    (void){name};" for name, _ in parameters if name not in self.used]
-        declared = ", ".join(
-            f"{'' if name in self.stored else 'const '}{kind} *restrict {name}" for name, kind in parameters
-        )
-        head = f"{self.attributes} void {self.name}({declared or 'void'})"
-        return CFunction("\n".join([head, "{", *unused, *body, "}", ""]), frozenset(self.helpers))
+        declared = [f"{'' if name in self.stored else 'const '}{kind} *restrict {name}" for name, kind in parameters]
+        return CFunction(tuple(declared), "\n".join(["{", *unused, *body, "}", ""]), frozenset(self.helpers))
 
     # ---- names ----
 

@@ -125,6 +125,17 @@ def test_layers_are_named_after_the_users_modules(program: Program) -> None:
     assert "multiply-adds" in text
 
 
+def test_equal_layers_share_their_loops_and_keep_their_names(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)), nn.Linear(6, 2)).eval()
+    program = prepared(dsopt.capture(model, (torch.randn(1, 6),)))
+    text = sources(program)["model.c"]
+    assert text.count("LAYER void shared_layer_0_0_linear(") == 1
+    assert all(f"LAYER void layer_{number}_0_linear(void)" in text for number in range(3))
+    assert "LAYER void layer_3_linear(\n    const float *restrict x," in text
+    x = torch.randn(1, 6)
+    assert relative_error(DeskModel(program, tmp_path).run(x.numpy())[0], program.run(x)[0].numpy()) < 1e-6
+
+
 def test_a_ram_budget_can_be_asserted_at_compile_time(program: Program, tmp_path: Path) -> None:
     write(tmp_path, sources(program))
     need = placed(program).plan.arena_bytes

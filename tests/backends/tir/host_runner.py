@@ -37,11 +37,12 @@ def host_compiler() -> str:
 
 
 def build(loops: LoopProgram, folder: Path) -> ctypes.CDLL:
-    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels}, "")
+    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels})
     math = (files("dsopt.backends.mcu") / "dsopt_math.h").read_text()
     (folder / "dsopt_math.h").write_text(math)
-    prototypes = "".join(function.text.partition("\n")[0] + ";\n" for function in functions.values())
-    text = '#include "dsopt_math.h"\n' + prototypes + "\n".join(function.text for function in functions.values())
+    prototypes = "".join(function.head(name, "") + ";\n" for name, function in functions.items())
+    definitions = "\n".join(function.text(name, "") for name, function in functions.items())
+    text = '#include "dsopt_math.h"\n' + prototypes + definitions
     (folder / "kernels.c").write_text(text)
     library = folder / "kernels.so"
     done = subprocess.run(

@@ -36,7 +36,7 @@ def printed(write: object) -> str:
     y = k.write("y", Buffer("y", (4,), "float32", "temp"))
     with k.grid(i=4) as (i,):
         write(k, x, z, y, i)  # type: ignore[operator]
-    return c_functions({"kernel": k.build()})["kernel"].text
+    return c_functions({"kernel": k.build()})["kernel"].text("kernel")
 
 
 EXPRESSIONS = {
