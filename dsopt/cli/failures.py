@@ -60,6 +60,11 @@ def exit_code_of(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except MemoryError:
         out_of_memory = UsageError("DS0907", "there is not enough memory for this", fix="Use a smaller model or batch.")
         return _report(out_of_memory, arguments)
+    except ValueError as error:
+        # No shell passes it on, but a path in a configuration file may hold it.
+        has_null = "embedded null" in str(error)
+        null = UsageError("DS0901", "a path holds a null character", fix="look into the configuration file")
+        return _report(null if has_null else _internal(error, arguments), arguments)
     except Exception as error:  # the last guard: no traceback reaches the user
         return _report(_internal(error, arguments), arguments)
 

@@ -101,6 +101,8 @@ def test_an_unexpected_error_is_a_sentence_and_a_log(run: Run, monkeypatch: pyte
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted; nothing half-written was left behind"),
+        (ValueError("embedded null byte"), 2, "DS0901: a path holds a null character"),
+        (ValueError("of another kind"), 2, "DS0906"),
         (MemoryError(), 2, "DS0907: there is not enough memory"),
         (ModuleNotFoundError("No module named 'tvm'", name="tvm"), 4, 'pip install "dsopt[compile]"'),
         (ModuleNotFoundError("No module named 'x'", name="x"), 2, "DS0906"),
