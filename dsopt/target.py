@@ -9,6 +9,7 @@ Imports no heavy package: `dsopt targets` answers at once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from dsopt.errors import UsageError
@@ -44,7 +45,7 @@ DEFAULT_CUDA_ARCHS = ("sm_80", "sm_90", "sm_100")
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(ABC):
     """Base of the targets. `kind` chooses the backend, `name` is the text form."""
 
     @property
@@ -53,9 +54,9 @@ class Target:
         return self.name.partition(":")[0]
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Return the text that `parse_target` reads back."""
-        raise NotImplementedError  # pragma: no cover - every target has one
 
 
 @dataclass(frozen=True)
