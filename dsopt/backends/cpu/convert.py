@@ -59,7 +59,11 @@ def convert(program: Program) -> Converted:
     """Convert all nodes; those without an ONNX form become blockers, and the rest is converted all the same."""
     live = _live_nodes(program)
     emitter = Emitter(program, live)
-    blockers: list[Blocker] = []
+    blockers = [
+        Blocker.of(program, node, f"the input is {program.dtype(node)}".replace("torch.", ""), "give it as float32")
+        for node in program.inputs
+        if program.dtype(node) not in SUPPORTED_DTYPES
+    ]
     inputs = _bind_placeholders(program, emitter)
     wanted = _output_names(program, emitter)
     for node, weight in zip(program.placeholders, program.signature.weights, strict=False):
@@ -133,11 +137,12 @@ def _has_tensor(node: fx.Node) -> bool:
 
 
 def _check_dtype(node: fx.Node) -> None:
-    value = node.meta["val"]
-    for each in value if isinstance(value, (tuple, list)) else [value]:
-        if isinstance(each, Tensor) and each.dtype not in SUPPORTED_DTYPES:
-            name = str(each.dtype).removeprefix("torch.")
-            raise RefusalError(f"its result is {name}, which ONNX Runtime does not compute on a CPU", "use float32")
+    for label, nodes in (("it reads", node.all_input_nodes), ("its result is", [node])):
+        for value in (each.meta.get("val") for each in nodes):
+            for each in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(each, Tensor) and each.dtype not in SUPPORTED_DTYPES:
+                    name = str(each.dtype).removeprefix("torch.")
+                    raise RefusalError(f"{label} {name}, which ONNX Runtime does not compute on a CPU", "use float32")
 
 
 def _stand_in(emitter: Emitter, node: fx.Node) -> Value | tuple[Value, ...]:

@@ -184,6 +184,9 @@ def test_all_blockers_are_listed_at_once() -> None:
     ("function", "inputs", "why"),
     [
         (lambda x: x.to(torch.bfloat16), (X,), "bfloat16"),
+        (lambda x: x.float(), (X.bfloat16(),), "the input is bfloat16"),
+        (lambda x: x.real, (X.to(torch.complex64),), "the input is complex64"),
+        (module(lambda: nn.Linear(8, 2).bfloat16()), (X.bfloat16(),), "bfloat16"),
         (module(lambda: nn.Conv2d(3, 2, 1).double()), (X.double(),), "no float64 kernel of Conv"),
         (lambda x: torch.rand_like(x) + x, (X,), "random numbers"),
         (lambda x: nn.functional.dropout(x, 0.5, True), (X,), "training mode"),

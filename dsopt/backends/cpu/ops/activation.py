@@ -241,12 +241,6 @@ def convert_log_softmax(cx: Emitter, x: fx.Node, dim: int, dtype: Any = None) ->
     return _normalised(cx, "LogSoftmax", x, dim)
 
 
-@converter("aten.softmin.int")
-def convert_softmin(cx: Emitter, x: fx.Node, dim: int, dtype: Any = None) -> Value:
-    """Write softmax of -x."""
-    return cx.op("Softmax", cx.op("Neg", cx.cast(cx.value(x), cx.dtype)), axis=cx.axis(dim, cx.rank(x)))
-
-
 def _normalised(cx: Emitter, op_type: str, x: fx.Node, dim: int) -> Value:
     value = cx.cast(cx.value(x), cx.dtype)
     if cx.rank(x) == 0:

@@ -18,12 +18,6 @@ from dsopt.backends.cpu.registry import RefusalError, converter
     "aten.to.other",
     "aten._to_copy.default",
     "aten.type_as.default",
-    "aten.float.default",
-    "aten.double.default",
-    "aten.half.default",
-    "aten.int.default",
-    "aten.long.default",
-    "aten.bool.default",
 )
 def convert_cast(cx: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> Value:
     """Write a cast to the recorded dtype."""

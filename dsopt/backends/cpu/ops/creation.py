@@ -45,7 +45,7 @@ def convert_zeros(cx: Emitter, size: Sequence[Any], **kwargs: Any) -> Value:
 
 
 @converter("aten.empty_permuted.default", "aten.empty_strided.default")
-def convert_empty(cx: Emitter, size: Sequence[Any], layout: Sequence[Any], **kwargs: Any) -> Value:
+def convert_empty(cx: Emitter, size: Sequence[Any], strides: Sequence[Any], **kwargs: Any) -> Value:
     """Write zeros for a tensor whose elements are not said."""
     return filled(cx, [cx.size(each) for each in size], 0, cx.dtype)
 

@@ -184,14 +184,33 @@ def convert_meshgrid(cx: Emitter, tensors: Sequence[fx.Node], *, indexing: str =
     return tuple(cx.op("Expand", column, sizes) for column in columns)
 
 
-@converter("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
-def convert_bucketize(cx: Emitter, a: fx.Node, b: fx.Node, *, out_int32: bool = False, right: bool = False) -> Value:
+@converter("aten.bucketize.Tensor")
+def convert_bucketize(
+    cx: Emitter, values: fx.Node, boundaries: fx.Node, *, out_int32: bool = False, right: bool = False
+) -> Value:
     """Write how many boundaries lie before each value."""
-    values, bounds = (a, b) if str(cx.node.target).startswith("aten.bucketize") else (b, a)
-    if cx.rank(bounds) != 1:
-        raise RefusalError("searchsorted in a table of several rows", "search in one sorted vector")
-    column = cx.unsqueeze(cx.value(values), cx.rank(values))
-    op_type = "LessOrEqual" if right else "Less"
-    below = cx.op(op_type, cx.cast(cx.value(bounds), cx.value(values).dtype), column, dtype=torch.bool)
-    count = cx.op("ReduceSum", cx.cast(below, torch.int64), cx.vector([-1]), keepdims=0)
-    return cx.cast(count, cx.dtype)
+    return _count_below(cx, boundaries, values, right)
+
+
+@converter("aten.searchsorted.Tensor")
+def convert_searchsorted(
+    cx: Emitter,
+    boundaries: fx.Node,
+    values: fx.Node,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: fx.Node | None = None,
+) -> Value:
+    """Write where each value would be put in a sorted vector."""
+    if cx.rank(boundaries) != 1 or sorter is not None:
+        raise RefusalError("searchsorted in a table of several rows, or by a sorter", "search in one sorted vector")
+    return _count_below(cx, boundaries, values, right or side == "right")
+
+
+def _count_below(cx: Emitter, boundaries: fx.Node, values: fx.Node, right: bool) -> Value:
+    dtype = cx.value(values).dtype
+    column, row = cx.unsqueeze(cx.value(values), cx.rank(values)), cx.cast(cx.value(boundaries), dtype)
+    below = cx.op("LessOrEqual" if right else "Less", row, column, dtype=torch.bool)
+    return cx.cast(cx.op("ReduceSum", cx.cast(below, torch.int64), cx.vector([-1]), keepdims=0), cx.dtype)
