@@ -113,7 +113,8 @@ def _symbols(elf: Any) -> tuple[tuple[tuple[int, str], ...], dict[str, int]]:
         raise _refused("it has no symbols")
     functions: dict[int, str] = {}
     symbols: dict[str, int] = {}
-    for symbol in table.iter_symbols():
+    # A layer may be named like a function of the firmware; it is then a local symbol, and the firmware's is a global one.
+    for symbol in sorted(table.iter_symbols(), key=lambda symbol: bool(symbol["st_info"]["bind"] == "STB_LOCAL")):
         name, address = symbol.name, int(symbol["st_value"])
         if not name or name.startswith("$") or symbol["st_shndx"] == "SHN_UNDEF":
             continue

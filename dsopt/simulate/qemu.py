@@ -49,12 +49,18 @@ def emulate(elf: bytes, image: Image, board: Board, mailbox: bytes, seconds: flo
     program = shutil.which(PROGRAM)
     if program is None:
         raise ToolchainError("DS1012", f"{PROGRAM} is not installed", fix="apt-get install qemu-system-arm")
-    with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
-        folder = Path(name)
-        (folder / "image.elf").write_bytes(elf)
-        (folder / "mailbox").write_bytes(mailbox)
-        with _Monitor(program, folder, image, board, time.monotonic() + seconds) as monitor:
-            return monitor.run(image.memory.mailbox_origin, len(mailbox))
+    try:
+        with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
+            folder = Path(name)
+            (folder / "image.elf").write_bytes(elf)
+            (folder / "mailbox").write_bytes(mailbox)
+            with _Monitor(program, folder, image, board, time.monotonic() + seconds) as monitor:
+                return monitor.run(image.memory.mailbox_origin, len(mailbox))
+    except OSError as error:
+        raise ToolchainError(
+            "DS1011", "QEMU cannot be run", where=tempfile.gettempdir(), why=error.strerror or str(error),
+            fix="free some space there, or set TMPDIR to another folder",
+        ) from error  # fmt: skip
 
 
 class _Monitor:

@@ -77,6 +77,8 @@ def emulate(
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise _died(f"did not stop within {seconds:g} s", error.stderr or b"") from None
+    except OSError as error:
+        raise _died("cannot be started", (error.strerror or str(error)).encode()) from error
     if done.returncode:
         how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"failed ({done.returncode})"
         raise _died(how, done.stderr)

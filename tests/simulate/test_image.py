@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dsopt.errors import DsoptError, ReadError
 from dsopt.simulate import read_image, simulate
 from dsopt.simulate.boards import BOARDS, WIDE, board_of, memory_maps
+from tests.simulate.images import NO_PORTS, image
 from tests.simulate.test_simulate import polynomial
 
 pytestmark = pytest.mark.mcu
@@ -50,6 +51,13 @@ def test_an_image_without_the_firmware_is_refused() -> None:
     content = polynomial().replace(b"harness_exit\0", b"another_exit\0")
     with pytest.raises(ReadError, match=r"it has no symbol 'harness_exit'"):
         read_image(content)
+
+
+def test_a_layer_may_be_named_like_a_part_of_the_firmware() -> None:
+    layer = "static __attribute__((noinline, used)) int harness_exit(int x) { return x + 1; }\n"
+    call = "int first(int x);\nint first(int x) { return harness_exit(x); }\n"
+    tables = "int first(int x);\n" + NO_PORTS + "int harness_run(void) { return first(-1); }\n"
+    assert simulate(image(layer + call, tables), "cortex-m4").exit_code == 0
 
 
 def test_a_memory_map_of_a_newer_firmware_is_refused() -> None:

@@ -238,6 +238,27 @@ def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         simulate(polynomial(), "cortex-m4", runs=[[bytes(32)]], simulator="unicorn", seconds=0.2)
 
 
+def test_no_more_processes_and_no_more_space_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(unicorn_runner.subprocess, "run", fails)
+    monkeypatch.setattr(unicorn_runner, "block_counter_library", lambda: None)
+    with pytest.raises(CheckError, match=r"DS1004: the emulator cannot be started\n  why: Resource temporarily"):
+        simulate(polynomial(), "cortex-m4", runs=[[bytes(32)]], simulator="unicorn")
+    monkeypatch.setattr(qemu.shutil, "which", lambda name: "/bin/true")
+    monkeypatch.setattr(qemu.Path, "write_bytes", fails)
+    with pytest.raises(ToolchainError, match=r"DS1011: QEMU cannot be run"):
+        simulate(polynomial(), "cortex-m4", runs=[[bytes(32)]], simulator="qemu")
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_subnormal_numbers_are_kept(simulator: str) -> None:
+    tiny = np.full(8, 1e-40, F32)
+    done = simulate(polynomial(), "cortex-m4", runs=[[tiny.tobytes()]], simulator=simulator)
+    assert done.outputs[0][0] == tiny.tobytes()
+
+
 def test_an_image_that_lies_about_its_runs_gives_no_more_than_there_are() -> None:
     read = _read()
     content = bytearray(mailbox.pack(read, [[bytes(32)]]))

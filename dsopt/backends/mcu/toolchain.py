@@ -101,19 +101,27 @@ class Toolchain:
         for name in sources:
             assert _SOURCE.fullmatch(name), name
             assert name == "harness_tables.c" or not name.startswith("harness"), name
-        with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
-            folder = Path(name)
-            objects = self._compile_all(folder, sources, core, options)
-            for memory in memory_maps(core):
-                (folder / "link.ld").write_text(_linker_script(memory, options), encoding="utf-8")
-                helpers = ("-nostdlib", "-lgcc") if self.name == "gcc" else ()
-                output = ("-o", "image.elf")
-                done = self._run(folder, core, (f"-O{options.optimize}", *objects, *_LINK, *helpers, *output))
-                if done.returncode == 0:
-                    return Image((folder / "image.elf").read_bytes(), memory)
-                if "overflowed by" not in done.stderr:
-                    break
-            raise self._refused("link the image", done.stderr)
+        try:
+            with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
+                return self._build(Path(name), sources, core, options)
+        except OSError as error:
+            raise ToolchainError(
+                "DS1024", "the files of the image cannot be written", where=tempfile.gettempdir(),
+                why=error.strerror or str(error), fix="free some space there, or set TMPDIR to another folder",
+            ) from error  # fmt: skip
+
+    def _build(self, folder: Path, sources: Mapping[str, str | bytes], core: str, options: BuildOptions) -> Image:
+        objects = self._compile_all(folder, sources, core, options)
+        for memory in memory_maps(core):
+            (folder / "link.ld").write_text(_linker_script(memory, options), encoding="utf-8")
+            helpers = ("-nostdlib", "-lgcc") if self.name == "gcc" else ()
+            output = ("-o", "image.elf")
+            done = self._run(folder, core, (f"-O{options.optimize}", *objects, *_LINK, *helpers, *output))
+            if done.returncode == 0:
+                return Image((folder / "image.elf").read_bytes(), memory)
+            if "overflowed by" not in done.stderr:
+                break
+        raise self._refused("link the image", done.stderr)
 
     def _compile_all(
         self, folder: Path, sources: Mapping[str, str | bytes], core: str, options: BuildOptions
@@ -136,8 +144,10 @@ class Toolchain:
         return [path + ".o" for path in paths]
 
     def _compile_flags(self) -> tuple[str, ...]:
-        if self.name == "gcc":  # or it makes calls of memcpy out of memcpy's own loop
-            return ("-fno-tree-loop-distribute-patterns",)
+        if self.name == "gcc":
+            # Each layer stays the function that it was written as, under its name: not specialised for its one caller, not merged
+            # with a layer that happens to be equal. And the loop of memcpy does not become a call of memcpy.
+            return "-fno-ipa-cp", "-fno-ipa-sra", "-fno-ipa-icf", "-fno-tree-loop-distribute-patterns"
         return ("-fno-sanitize=undefined", "-g0")
 
     def _core_flags(self, core: str) -> tuple[str, ...]:

@@ -241,6 +241,37 @@ def test_a_compiler_that_cannot_start_or_end_is_a_sentence(monkeypatch: pytest.M
         Toolchain("gcc", "gcc", ("gcc",)).compile(SOURCES, "cortex-m4")
 
 
+def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(toolchain.Path, "write_bytes", full)
+    with pytest.raises(ToolchainError, match=r"DS1024.*\n  where: .*\n  why: No space left on device\n  do: free some"):
+        compiler("zig").compile(SOURCES, "cortex-m4")
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_layers_keep_their_names_even_where_they_are_equal_or_called_once(name: str) -> None:
+    layer = """static __attribute__((noinline)) void layer_%d(const float *x, float *y, int n) {
+  for (int i = 0; i < n; ++i) y[i] = x[i] + 1.0f;
+}
+"""
+    run = "int model_run(void) { layer_0(x, x + 4, 4); layer_1(x + 4, x, 4); return 0; }\n"
+    header = "extern float x[8];\nint model_run(void);\n"
+    sources = {
+        "model.c": header + "float x[8];\n" + layer % 0 + layer % 1 + run,
+        "harness_tables.c": '#include "harness.h"\n'
+        + header
+        + NO_PORTS
+        + "int harness_run(void) { return model_run(); }\n",
+    }
+    elf = compiler(name).compile(sources, "cortex-m4").elf
+    done = simulate(elf, "cortex-m4", layers=["layer_0", "layer_1"], simulator="unicorn")
+    assert done.layers["layer_0"] == done.layers["layer_1"]
+    assert done.layers["layer_0"].instructions > 8
+    assert measure_image(elf).symbols["layer_0"] == measure_image(elf).symbols["layer_1"]
+
+
 def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
