@@ -229,8 +229,8 @@ class _Lowerer:
 
     def _label(self, node: fx.Node) -> str:
         word = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
-        layer = self.program.layer(node) or "net"
-        return identifier(f"{layer}.{_KERNEL_WORDS.get(word, word)}")
+        layer, word = self.program.layer(node) or "net", _KERNEL_WORDS.get(word, word)
+        return identifier(layer if layer.rpartition(".")[2] == word else f"{layer}.{word}")
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.Node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import dsopt
 from dsopt.artifact import Artifact
 from dsopt.backends.base import EmitOptions
 from dsopt.backends.mcu import McuBackend
-from dsopt.errors import BudgetError, UnsupportedOpError
+from dsopt.backends.mcu.generate import Sources, generate
+from dsopt.errors import BudgetError, CheckError, UnsupportedOpError
 from dsopt.ir import Program, example_inputs
 from dsopt.simulate import simulate
 from dsopt.target import McuTarget
@@ -156,6 +158,19 @@ def test_recurrence_attention_and_mathematics_run_on_emulated_cores(core: str) -
     program = prepared(dsopt.capture(Mixed().eval(), (torch.randn(1, 5, 4),)))
     artifact = McuBackend().emit(program, McuTarget(core), EmitOptions())
     assert agrees(artifact, program, core, steps=2) < 1e-5
+
+
+@pytest.mark.mcu
+def test_a_planted_miscompile_fails_the_build(conv_program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def miscompile(*arguments: object) -> Sources:
+        made = generate(*arguments)  # type: ignore[arg-type]
+        wrong = made.files["model.c"].replace("total += x[", "total -= x[", 1)
+        assert wrong != made.files["model.c"]
+        return replace(made, files={**made.files, "model.c": wrong})
+
+    monkeypatch.setattr("dsopt.backends.mcu.backend.generate", miscompile)
+    with pytest.raises(CheckError, match="output"):
+        dsopt.compile(conv_program.specialize({"batch": 1}), "mcu:cortex-m4")
 
 
 @pytest.mark.mcu
