@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from dsopt.backends.cpu.registry import RefusalError, operator_key
 from dsopt.ir import torch_private as private
-
-
-@cache
-def _table() -> Any:
-    return torch.export.default_decompositions()
 
 
 def decompose(node: fx.Node) -> fx.Graph:
@@ -33,22 +27,29 @@ def decompose(node: fx.Node) -> fx.Graph:
 
     recorded = [item.meta["val"] for item in inputs]
     try:
-        with private.fake_execution(private.fake_mode_of(node.graph)):
-            lowered = make_fx(call, decomposition_table=_table())(*recorded)
-            if any(private.schema_mutates(each.target) for each in lowered.graph.nodes):
-                lowered = make_fx(torch.func.functionalize(lowered))(*recorded)
+        graph = _traced(call, recorded, private.fake_mode_of(node.graph)).graph
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as problem:
         raise RefusalError(
             "there is no ONNX form of this operator in dsopt, and torch cannot lower it",
             "write it with other operators",
         ) from problem
-    graph = lowered.graph
     graph.eliminate_dead_code()
     if any(each.target == node.target or each.op == "get_attr" for each in graph.nodes):
         raise RefusalError("there is no ONNX form of this operator in dsopt", _nearest(node))
     for each in graph.nodes:
         each.meta["layer"], each.meta["source"] = node.meta.get("layer", ""), node.meta.get("source", "")
     return graph
+
+
+def _traced(call: Callable[..., Any], values: Sequence[Any], mode: Any) -> fx.GraphModule:
+    """Record a call on fake values as operators of which none mutates its arguments."""
+    table: Any = torch.export.default_decompositions()
+    with private.fake_execution(mode):
+        traced = private.make_fx(call, decomposition_table=table)(*values)
+        if any(private.schema_mutates(node.target) for node in traced.graph.nodes):
+            traced = private.make_fx(torch.func.functionalize(traced))(*values)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
 
 
 def _nearest(node: fx.Node) -> str:
