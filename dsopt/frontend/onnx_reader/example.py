@@ -80,7 +80,9 @@ def shapes_of(
     shapes, total = [], 0
     for port, name in zip(ports, names, strict=True):
         axes = dims.names.get(name, {})
-        shape = tuple(size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(port.shape or ()))
+        shape = tuple(
+            size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(port.shape or ())
+        )
         total += math.prod(shape)
         if total > MAX_INPUT_ELEMENTS:
             what = f"input {port.name!r} of shape {list(shape)} has {math.prod(shape):,} elements"

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsopt.errors import DsoptError, ReadError, UnsupportedOpError
+from dsopt.errors import DsoptError, ReadError
 from dsopt.frontend.onnx_reader.call import Call
 from dsopt.frontend.onnx_reader.graph import Graph, Node
 from dsopt.frontend.onnx_reader.problems import (
     EXPORT_AGAIN,
     MalformedError,
+    Refusal,
     UndecidedError,
     UnsupportedFormError,
     inconsistent,
+    not_supported,
 )
 from dsopt.frontend.onnx_reader.registry import OPERATORS
 from dsopt.frontend.onnx_reader.values import Constant, Known, Value
@@ -46,9 +48,20 @@ class Interpreter:
         self._fetch, self._enter = fetch, enter
 
     def run(self, graph: Graph, environment: Environment) -> list[Value]:
-        """Compute a graph in an environment that holds its inputs and constants, and return its outputs."""
+        """Compute a graph in an environment that holds its inputs and constants, and return its outputs.
+
+        Raises ReadError DS0193 or DS0196, UnsupportedOpError DS0198 naming every node that is not supported.
+        """
+        refused: list[Refusal] = []
         for node in graph.nodes:
-            environment.update(self.compute(node, environment))
+            if refused and any(name not in environment for name in node.reads()):
+                continue
+            try:
+                environment.update(self.compute(node, environment))
+            except UnsupportedFormError as error:
+                refused.append((node.where, error.what, error.nearest))
+        if refused:
+            raise not_supported(refused)
         missing = [port.name for port in graph.outputs if port.value not in environment]
         if missing:
             raise inconsistent(f"output {missing[0]!r} is never computed")
@@ -57,7 +70,7 @@ class Interpreter:
     def compute(self, node: Node, environment: Mapping[str, Value]) -> Environment:
         """Return the outputs of one node by name.
 
-        Raises ReadError DS0196 if its inputs do not fit it, UnsupportedOpError DS0198 for a use that is not supported.
+        Raises ReadError DS0196 if its inputs do not fit it, UnsupportedFormError for a use that is not supported.
         """
 
         def run_graph(graph: Graph, arguments: Sequence[Value]) -> list[Value]:
@@ -70,16 +83,11 @@ class Interpreter:
         call = Call(node, [environment.get(name) if name else None for name in node.inputs], self._fetch, run_graph)
         try:
             results = self._results(node, call)
-        except (DsoptError, UndecidedError):
+        except (DsoptError, UndecidedError, UnsupportedFormError):
             raise
-        except UnsupportedFormError as error:
-            raise UnsupportedOpError("DS0198", error.what, where=node.where, fix=nearest_text(error.nearest)) from error
         except _MISFITS as error:
             if "not implemented for" in str(error):  # torch has few operators for unsigned integers above 8 bits
-                why = _reason(error, call)
-                raise UnsupportedOpError(
-                    "DS0198", f"{node.where} of this element type", where=node.where, why=why
-                ) from error
+                raise UnsupportedFormError("this element type", "float32 or int64") from error
             what = f"{node.where} cannot be computed from its inputs"
             raise ReadError("DS0196", what, where=node.where, why=_reason(error, call), fix=EXPORT_AGAIN) from error
         if len(results) < sum(map(bool, node.outputs)):
@@ -110,11 +118,6 @@ def _all_known(values: Sequence[Value]) -> bool:
         elif value is not None:
             return False
     return has_known
-
-
-def nearest_text(nearest: str) -> str:
-    """Return what to write instead, as the last line of an error."""
-    return f"nearest supported form: {nearest}" if nearest else ""
 
 
 def _reason(error: BaseException, call: Call) -> str:

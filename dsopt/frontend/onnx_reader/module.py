@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsopt.errors import UnsupportedOpError
 from dsopt.frontend.onnx_reader.graph import Graph, Node
 from dsopt.frontend.onnx_reader.interpreter import Environment, Interpreter
 from dsopt.frontend.onnx_reader.names import identifier, is_generated, qualified
@@ -79,7 +80,8 @@ class OnnxModule(Layer):
         if isinstance(value, Constant):
             return self._fetch(value).clone()
         if not isinstance(value, Tensor):
-            raise inconsistent(f"output {name!r} is a sequence or nothing; only tensors are returned")
+            fix = "Export the model with tensor outputs."
+            raise UnsupportedOpError("DS0197", f"output {name!r} is a sequence or left out, not a tensor", fix=fix)
         return value
 
     def _fetch(self, constant: Constant) -> Tensor:

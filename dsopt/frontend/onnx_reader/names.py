@@ -74,5 +74,6 @@ def _fresh(name: str, taken: Collection[str]) -> str:
         return name
     number = 2
     while f"{name}_{number}" in taken:
-        number += 1
+        # A file of nothing but equal names must not be searched through for each of them.
+        number = number + 1 if number < 20 else number + len(taken)
     return f"{name}_{number}"

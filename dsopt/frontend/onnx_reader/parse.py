@@ -63,15 +63,17 @@ class Parser:
         self._imports = opsets(model.opset_import, label)
         self._functions = {_function_key(function): function for function in model.functions}
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._count = 0
         self.refused: list[tuple[str, str, str]] = []
 
     def unique(self, name: str) -> str:
         """Return `name`, or a variant of it if another graph of the model has a value of that name."""
-        candidate, number = name, 1
+        candidate = name
         while candidate in self._taken:
-            number += 1
-            candidate = f"{name}#{number}"
+            # Counted for each name: a function called often would otherwise try all numbers at every call.
+            self._numbers[name] = self._numbers.get(name, 1) + 1
+            candidate = f"{name}#{self._numbers[name]}"
         self._taken.add(candidate)
         return candidate
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dsopt.errors import ReadError
+from collections.abc import Sequence
+
+from dsopt.errors import ReadError, UnsupportedOpError
 
 EXPORT_AGAIN = "Copy or download the file again, or export the model again."
 
@@ -25,6 +27,18 @@ def inconsistent(what: str, where: str = "", why: str = "") -> ReadError:
 def bad_tensor(what: str, why: str = "", fix: str = EXPORT_AGAIN) -> ReadError:
     """Return the error for a stored tensor that cannot be read."""
     return ReadError("DS0195", what, why=why, fix=fix)
+
+
+Refusal = tuple[str, str, str]
+"""Where, what is not supported, nearest supported form or ""."""
+
+
+def not_supported(found: Sequence[Refusal], label: str = "") -> UnsupportedOpError:
+    """Return the error that names everything that is not supported."""
+    lines = [f"{where}: {what}" + (f"; nearest supported form: {near}" if near else "") for where, what, near in found]
+    count = f"{len(found)} nodes use" if len(found) > 1 else "1 node uses"
+    fix = "Export with another opset, or rewrite these parts; `dsopt doctor --onnx` lists the supported operators."
+    return UnsupportedOpError("DS0198", f"{count} what is not supported", where=label, why="\n".join(lines), fix=fix)
 
 
 class MalformedError(Exception):

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from dsopt.errors import DsoptError, UnsupportedOpError
+from dsopt.errors import DsoptError
 from dsopt.frontend.onnx_reader.call import Call
 from dsopt.frontend.onnx_reader.graph import Graph, Node, Port
 from dsopt.frontend.onnx_reader.module import OnnxModule, meta_state
-from dsopt.frontend.onnx_reader.problems import MalformedError, UndecidedError
+from dsopt.frontend.onnx_reader.problems import MalformedError, Refusal, UndecidedError, not_supported
 from dsopt.frontend.onnx_reader.registry import INTERNAL, OPERATORS, supported_operators
 from dsopt.frontend.onnx_reader.values import Constant, Value
-
-Refusal = tuple[str, str, str]
-"""Where, what is not supported, nearest supported form."""
 
 
 def check_operators(graph: Graph, refused: Sequence[Refusal], label: str) -> None:
@@ -33,17 +30,8 @@ def check_operators(graph: Graph, refused: Sequence[Refusal], label: str) -> Non
                 refusal = str(error), "an attribute of the type that the operator declares"
             if refusal is not None:
                 found.append((node.where, *refusal))
-    if not found:
-        return
-    lines = [f"{where}: {what}" + (f"; nearest supported form: {near}" if near else "") for where, what, near in found]
-    count = f"{len(found)} nodes use" if len(found) > 1 else "1 node uses"
-    raise UnsupportedOpError(
-        "DS0198",
-        f"{count} what is not supported",
-        where=label,
-        why="\n".join(lines),
-        fix="Export with another opset, or rewrite these parts; `dsopt doctor --onnx` lists the supported operators.",
-    )
+    if found:
+        raise not_supported(found, label)
 
 
 def try_shapes(module: OnnxModule, ports: Sequence[Port], shapes: Sequence[tuple[int, ...]]) -> DsoptError | None:
