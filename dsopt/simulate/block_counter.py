@@ -110,14 +110,12 @@ class NativeCounter:
         self._code.counter_runs.restype = ctypes.POINTER(ctypes.c_uint64)
         self._code.counter_slot_capacity.restype = self._code.counter_run_count.restype = ctypes.c_uint32
         self._entries = (ctypes.c_uint64 * max(1, len(entries)))(*entries)
-        pointers = [ctypes.cast(function, ctypes.c_void_p) for function in self._engine_functions()]
+        readers = self._engine.uc_mem_read, self._engine.uc_reg_read
+        pointers = [ctypes.cast(function, ctypes.c_void_p) for function in readers]
         if self._code.counter_start(
             *pointers, link_register, ctypes.c_uint64(run_entry), self._entries, ctypes.c_uint32(len(entries))
         ):
             raise MemoryError("the block counter has no memory")
-
-    def _engine_functions(self) -> tuple[Any, Any]:
-        return self._engine.uc_mem_read, self._engine.uc_reg_read
 
     def install(self, uc: Any) -> None:
         """Add the hook to an engine."""

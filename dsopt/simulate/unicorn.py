@@ -60,15 +60,12 @@ def emulate(
     entries: Sequence[int],
     traces: Sequence[TraceRead],
     seconds: float,
-    *,
-    is_native: bool = True,
 ) -> Emulation:
-    """Run an image whose mailbox holds these bytes. entries: of the layers. is_native: count with the compiled counter.
+    """Run an image whose mailbox holds these bytes. entries: addresses of the layers.
 
     Raises CheckError if the child process ends without an answer.
     """
-    library = block_counter_library() if is_native else None
-    job, content = _job(image, core, mailbox, entries, traces, seconds, library)
+    job, content = _job(image, core, mailbox, entries, traces, seconds, block_counter_library())
     try:
         done = subprocess.run(
             [sys.executable, "-m", "dsopt.simulate.unicorn_child"],
