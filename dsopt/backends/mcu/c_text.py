@@ -46,8 +46,8 @@ class Names:
 
 
 def comment(text: str) -> str:
-    """Make text safe inside a C comment, on one line."""
-    return " ".join(text.replace("*/", "* /").replace("/*", "/ *").split())
+    """Make text safe inside a C comment, on one line: no end of the comment, no trigraph."""
+    return " ".join(text.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").split())
 
 
 def string_literal(text: str) -> str:

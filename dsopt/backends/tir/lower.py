@@ -151,6 +151,12 @@ class _Lowerer:
                     self.values[inner] = self._constant(inner, getattr(traced, str(inner.target)))
                 elif inner.op == "call_function":
                     self.values[inner] = self._call(inner)
+        except _DependsError:
+            raise
+        except RefusedError as refusal:
+            raise RefusedError(
+                f"{name} is made of operators without a loop form: {refusal.why}", _nearest(name)
+            ) from refusal
         finally:
             self._nested -= 1
         results = traced.graph.output_node().args[0]
