@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 
-from dsopt.errors import CaptureError, UsageError
+from dsopt.errors import CaptureError, DsoptError, UsageError
 from dsopt.ir import Program
 from dsopt.ir.build import from_exported
 from dsopt.ir.torch_private import guards_name_model_lines, quiet_torch, recurrent_shape_rules
@@ -44,6 +44,8 @@ def export_module(
             exported = torch.export.export(
                 model, positional, keywords, dynamic_shapes=shapes if dynamic else None, strict=False
             )
+        except DsoptError:
+            raise  # an ONNX file's own error, already a sentence
         except Exception as problem:  # torch.export fails in many ways; diagnose turns each into a sentence
             from dsopt.frontend.diagnose import explain_export_failure
 

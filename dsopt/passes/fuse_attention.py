@@ -97,9 +97,22 @@ def _product_of_weights(softmax: fx.Node) -> fx.Node | None:
             if len(users) > 1:
                 raise _RefusalError("its attention weights are used elsewhere too")
             return products[0]
-        if len(users) != 1 or users[0].target not in _TRANSPARENT:
+        guard = _nan_guard(node, users)
+        if guard is None and (len(users) != 1 or users[0].target not in _TRANSPARENT):
             return None
-        node = users[0]
+        node = guard or users[0]
+
+
+def _nan_guard(node: fx.Node, users: list[fx.Node]) -> fx.Node | None:
+    """Return where(isnan(w), 0, w) of attention weights w, if that is what uses them.
+
+    torch.onnx writes it for queries that see no key at all, for which scaled_dot_product_attention gives 0 as well.
+    """
+    tests = [user for user in users if user.target is _ATEN.isnan.default]
+    guards = [user for user in users if user.target is _ATEN.where.ScalarSelf]
+    if len(users) != 2 or len(tests) != 1 or len(guards) != 1 or list(tests[0].users) != guards:
+        return None
+    return guards[0] if guards[0].args == (tests[0], 0.0, node) else None
 
 
 def _is_product(node: fx.Node) -> bool:

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+import dsopt
 from dsopt.frontend.onnx_reader import read_onnx
+from dsopt.passes.base import PassManager, parse_pipeline
 from models import MODELS, build
 from tests.frontend.onnx_reader.oracle import assert_close, captured, expected, targets
 
@@ -86,3 +88,37 @@ def test_operators_come_back_whole(tmp_path: Path) -> None:
         for module in (spec.model, read_onnx(path).module)
     )
     assert read and read <= stored  # batch norms were folded by the exporter
+
+
+class Masked(torch.nn.Module):
+    """Attention whose mask may hide every key from a query."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+
+
+def test_attention_that_an_exporter_took_apart_is_fused_again(tmp_path: Path) -> None:
+    q, k, v = (torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[0] = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = ["q", "k", "v", "mask"]
+        torch.onnx.export(Masked(), (q, k, v, mask), tmp_path / "m.onnx", dynamo=False, input_names=names)
+    program = captured(read_onnx(tmp_path / "m.onnx"))
+    passes = parse_pipeline("canonicalize,fold-constants,fuse-attention,remove-dead-code")
+    fused, _ = PassManager(passes).run(program)
+    assert "scaled_dot_product_attention" in targets(fused) and "softmax" not in targets(fused)
+    torch.testing.assert_close(fused.run(q, k, v, mask)[0], Masked()(q, k, v, mask))
+    torch.testing.assert_close(program.run(q, k, v, mask)[0], Masked()(q, k, v, mask))
+
+
+@pytest.mark.parametrize("name", ["kws", "gpt", "gpt_decode", "lstm", "digits"])
+def test_a_network_that_dsopt_wrote_reads_back(name: str, tmp_path: Path) -> None:
+    spec = build(name)
+    artifact = dsopt.compile(dsopt.capture(spec), "cpu")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(artifact.files["model.onnx"])
+    model = read_onnx(path)
+    results = [value.detach().numpy() for value in captured(model).run(*model.example)]
+    assert_close(results, expected(str(path), [value.numpy() for value in model.example]), TOLERANCE)

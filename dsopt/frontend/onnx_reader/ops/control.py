@@ -94,7 +94,10 @@ def scan(call: Call) -> tuple[Value, ...]:
     axes = [axis_in(axis, x.dim()) for axis, x in zip(axes, inputs, strict=True)]
     steps: Any = inputs[0].shape[axes[0]]
     if not isinstance(steps, int) or steps > MAX_STEPS:
-        raise call.unsupported(f"Scan over {steps} steps", f"a fixed number of up to {MAX_STEPS} steps")
+        raise call.unsupported(
+            f"Scan over {steps if isinstance(steps, int) else 'a varying number of'} steps",
+            f"a fixed number of up to {MAX_STEPS} steps",
+        )
     scans: list[list[Tensor]] = [[] for _ in body.outputs[len(state) :]]
     for step in range(steps):
         slices = [

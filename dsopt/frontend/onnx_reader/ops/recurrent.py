@@ -107,8 +107,9 @@ def _step_by_step(call: Call) -> tuple[Tensor, ...]:
     x = x.transpose(0, 1) if is_first else x
     steps = x.shape[0]
     if not isinstance(steps, int) or steps > MAX_STEPS:
+        shown = steps if isinstance(steps, int) else "a varying number of"
         nearest = "linear_before_reset=1" if kind == "GRU" else "no peepholes, lengths, clipping or other activations"
-        raise call.unsupported(f"this form of {kind} over {steps} steps", f"{nearest}, or a fixed number of steps")
+        raise call.unsupported(f"this form of {kind} over {shown} steps", f"{nearest}, or a fixed number of steps")
     weight, recurrence, bias = call.tensor(1), call.tensor(2), call.optional(3)
     direction = call.text("direction", "forward")
     directions, size = DIRECTIONS.get(direction, 0), int(recurrence.shape[-1])
