@@ -43,7 +43,8 @@ def model_header(names: Names, ports: Interface, placement: Placement, target: s
        copy the input to {p}_input(0);          before every run: a run may overwrite its inputs
        {p}_run();
        read the result from {p}_output(0);      before the next input is written
-   No heap, no recursion, no file or console, nothing of libc. Not reentrant: one run at a time. */
+   No heap, no recursion, no file or console, and of libc at most the memcpy and memset that compilers call by themselves.
+   Not reentrant: one run at a time. */
 #ifndef {m}_H
 #define {m}_H
 

@@ -164,7 +164,9 @@ class Toolchain:
     def _run(self, folder: Path, core: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "LC_ALL": "C"}
         if self.name == "zig":
+            # Its helper library is kept, the objects are not: nothing would ever delete them.
             environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(_zig_cache(folder)))
+            environment["ZIG_LOCAL_CACHE_DIR"] = str(folder / "zig-objects")
         try:
             return subprocess.run(
                 [*self.command, *self._core_flags(core), *arguments], cwd=folder, env=environment, check=False,
@@ -228,7 +230,7 @@ def _find_gcc() -> Toolchain | None:
 
 
 def _zig_cache(folder: Path) -> Path:
-    """Return where zig keeps its helper library and objects: our cache, or `folder` where that cannot be written."""
+    """Return where zig keeps its helper library: our cache, or `folder` where that cannot be written."""
     try:
         cache = cache_folder() / "zig"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
