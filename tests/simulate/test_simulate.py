@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dsopt import simulate as package
-from dsopt.errors import CheckError, DsoptError, InputError, ReadError, ToolchainError, UsageError
+from dsopt.errors import CheckError, InputError, ReadError, ToolchainError, UsageError
 from dsopt.simulate import TracePoint, choose_simulator, mailbox, qemu, simulate
 from dsopt.simulate import unicorn as unicorn_runner
 from tests.simulate.images import NO_PORTS, ONE_PORT_EACH, image, needs_gcc, needs_qemu, run_image
@@ -229,12 +230,13 @@ def test_a_child_that_dies_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         simulate(polynomial(), "cortex-m4", runs=[[bytes(32)]], simulator="unicorn")
 
 
-def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stopped, the child cannot keep its own time limit.
+def test_a_child_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o700)
     monkeypatch.setattr(unicorn_runner, "_GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(unicorn_runner.sys, "executable", "/bin/sleep")
-    monkeypatch.setattr(unicorn_runner, "block_counter_library", lambda: None)
-    with pytest.raises(DsoptError, match=r"DS1004"):
+    monkeypatch.setattr(unicorn_runner.sys, "executable", str(hangs))
+    with pytest.raises(CheckError, match=r"DS1004: the emulator did not stop within 0\.[12]\d* s"):
         simulate(polynomial(), "cortex-m4", runs=[[bytes(32)]], simulator="unicorn", seconds=0.2)
 
 
