@@ -29,8 +29,17 @@ TABLES = (
 )  # fmt: skip
 CASES = {f"{table.__name__.rpartition('.')[2]}.{name}": case for table in TABLES for name, case in table.CASES.items()}
 VARYING = [name for name, case in CASES.items() if case.varies]
-SIZED = ("attentions", "convolutions", "indexings", "poolings", "resizes", "shapes")
+SIZED = ("attentions", "convolutions", "indexings", "poolings", "recurrents", "resizes", "shapes")
 """Tables of operators that are written otherwise where all sizes are known; of the others a varying batch tells as much."""
+
+
+RECURRENT = ("recurrents.LSTM_batch_first", "recurrents.GRU_states", "recurrents.cells")
+"""The recurrent cases whose slow export with a varying batch is worth its time in every run."""
+
+
+def _varying(name: str) -> Any:
+    is_slow = name.startswith("recurrents.") and name not in RECURRENT
+    return pytest.param(name, marks=[pytest.mark.slow] if is_slow else [])
 
 
 def _fixed(name: str) -> Any:
@@ -43,6 +52,6 @@ def test_agrees_with_eager_at_a_fixed_size(name: str) -> None:
     check(CASES[name], is_dynamic=False)
 
 
-@pytest.mark.parametrize("name", VARYING)
+@pytest.mark.parametrize("name", [_varying(name) for name in VARYING])
 def test_agrees_with_eager_at_varying_sizes(name: str) -> None:
     check(CASES[name], is_dynamic=True)
