@@ -72,7 +72,17 @@ extern "C" {{
 
 {sizes}
 {_assertions(m, ports)}
-/* Prepare the model: call it once, before anything else. The same as {p}_reset(). */
+{_functions(p)}
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _functions(p: str) -> str:
+    return f"""/* Prepare the model: call it once, before anything else. The same as {p}_reset(). */
 void {p}_init(void);
 
 /* Give every state its first value, as at the beginning of a sequence. Does nothing for a model without states. */
@@ -89,12 +99,6 @@ const void *{p}_output(uint32_t index);
 
 /* State number `index`, to be saved and restored between runs. 0 if there is no such state. */
 void *{p}_state(uint32_t index);
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
 """
 
 
