@@ -102,7 +102,9 @@ def _capture_module(
 
 
 def _capture_onnx(path: Path) -> Program:
-    from dsopt.frontend.onnx_reader import read_onnx
+    from dsopt.frontend.onnx_reader import keeping_node_names, name_sources, read_onnx
 
     model = read_onnx(path)
-    return export_module(model.module, tuple(model.example), {}, model.dynamic)
+    with keeping_node_names():
+        program = export_module(model.module, tuple(model.example), {}, model.dynamic)
+    return name_sources(program)

@@ -48,7 +48,7 @@ class Node:
     @property
     def where(self) -> str:
         """Return node and operator for an error message."""
-        return f"node {self.name!r} ({self.op})"
+        return f"node {self.name!r} ({self.op.removeprefix('dsopt.')})"
 
     def graphs(self) -> Iterator[Graph]:
         """Yield the subgraphs that the node holds as attributes."""

@@ -15,6 +15,7 @@ from dsopt.frontend.onnx_reader.graph import Graph, Node
 from dsopt.frontend.onnx_reader.interpreter import Environment, Interpreter
 from dsopt.frontend.onnx_reader.names import identifier, is_generated, qualified
 from dsopt.frontend.onnx_reader.problems import inconsistent
+from dsopt.frontend.onnx_reader.sources import computing
 from dsopt.frontend.onnx_reader.values import Constant, Known, Value, as_tensor
 
 _ROLES: dict[str, tuple[str, ...]] = {
@@ -92,7 +93,8 @@ class OnnxModule(Layer):
         return tensor
 
     def _enter(self, node: Node, run: Callable[[], Any]) -> Any:
-        return self.get_submodule(self._layers[node.layer])(run)
+        with computing(node):
+            return self.get_submodule(self._layers[node.layer])(run)
 
     def _store(self, name: str, constant: Constant, is_statistic: bool) -> str:
         """Register a constant as parameter or buffer under a name close to its own and return the name's path."""
@@ -125,7 +127,9 @@ def name_layers(graph: Graph, constants: Mapping[str, Constant]) -> Graph:
     """Give every node of a graph a layer: the module its weights belong to, or else its own name."""
     nodes = []
     for node in graph.nodes:
-        layer = node.layer or _owner(node, constants) or qualified(node.name)
+        owner = _owner(node, constants)
+        # A convolution that took in a batch norm is recorded as the latter's, but keeps its own weights.
+        layer = (owner if node.op in ("Conv", "ConvTranspose") else "") or node.layer or owner or qualified(node.name)
         nodes.append(replace(node, layer=layer))
     return replace(graph, nodes=tuple(nodes))
 

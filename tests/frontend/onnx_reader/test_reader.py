@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from dsopt import capture
 from dsopt.errors import UnsupportedOpError
 from dsopt.frontend.onnx_reader import read_onnx, supported_operators
 from tests.frontend.onnx_reader.oracle import (
@@ -63,6 +65,15 @@ def test_weights_layers_inputs_and_outputs_keep_their_names() -> None:
     assert layers == ["net.0", "net.1", "net.2"]
     assert [item.name for item in program.signature.inputs] == ["input_1"]
     assert [item.name for item in program.signature.outputs] == ["out.1"]
+
+
+def test_a_captured_file_names_its_own_nodes_as_source(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(two_layers())
+    program = capture(tmp_path / "net.onnx")
+    sources = [program.source(node) for node in program.graph.nodes if node.op == "call_function"]
+    assert sources == [f"node '/net/net.{index}/{op}' ({shown})" for index, op, shown in (
+        (0, "MatMul", "Linear"), (1, "Relu", "Relu"), (2, "Gemm", "Linear"),
+    )]  # fmt: skip
 
 
 def test_inputs_are_taken_by_name_and_by_position() -> None:
