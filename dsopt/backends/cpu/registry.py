@@ -21,11 +21,13 @@ CONVERTERS: dict[str, Converter] = {}
 
 _FAMILIES = (
     "activation",
+    "arithmetic",
     "attention",
     "casting",
+    "comparison",
     "convolution",
     "creation",
-    "elementwise",
+    "functions",
     "indexing",
     "joining",
     "linear",
