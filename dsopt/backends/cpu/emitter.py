@@ -12,6 +12,7 @@ from dsopt.backends.cpu.builder import GraphBuilder, Value
 from dsopt.backends.cpu.decompose import decompose
 from dsopt.backends.cpu.expressions import SizeTerm, evaluate_text
 from dsopt.backends.cpu.registry import RefusalError, find_converter, operator_key
+from dsopt.errors import VerifyError
 from dsopt.ir import Program
 from dsopt.ir.torch_private import same_size
 
@@ -80,6 +81,14 @@ class Emitter(GraphBuilder):
             result = function(self, *node.args, **node.kwargs)
             if isinstance(result, Value) and isinstance(node.meta["val"], Tensor):
                 result = self._take_scope_name(result, first)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
+            raise VerifyError(
+                "DS0502",
+                f"the ONNX converter of {operator_key(node.target)} failed on {node.args} {node.kwargs}",
+                where=self.program.where(node),
+                why=f"{type(problem).__name__}: {problem}",
+                fix="report this as a bug of dsopt",
+            ) from problem
         finally:
             self.node, self.scope = before
         self.bind(node, result)

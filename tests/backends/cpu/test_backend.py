@@ -210,6 +210,16 @@ def test_a_wrong_converter_is_found_by_the_checker(monkeypatch: pytest.MonkeyPat
         emit(program_of(torch.relu, (X,)))
 
 
+def test_a_failing_converter_is_reported_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(cx: Emitter, x: torch.fx.Node) -> object:
+        raise KeyError("mode")
+
+    executor_of(program_of(torch.relu, (X,)))  # loads the converters
+    monkeypatch.setitem(CONVERTERS, "aten.relu.default", failing)
+    with pytest.raises(VerifyError, match=r"(?s)DS0502.*aten\.relu.*KeyError"):
+        emit(program_of(torch.relu, (X,)))
+
+
 def test_emit_reports_its_progress() -> None:
     seen: list[int] = []
     options = EmitOptions(progress=lambda done, total, what: seen.append(done))
