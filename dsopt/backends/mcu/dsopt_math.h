@@ -169,6 +169,53 @@ static inline float dsopt_expm1f(float x)
     return x + x * x * q;
 }
 
+/* Remainder of a / b towards zero, exact: the divisor is subtracted from the remainder bit by bit, as in long division. */
+static inline float dsopt_fmodf(float a, float b)
+{
+    uint32_t x = dsopt_to_bits(a), y = dsopt_to_bits(b);
+    const uint32_t sign = x & 0x80000000u;
+    int32_t ex, ey;
+    x &= 0x7FFFFFFFu;
+    y &= 0x7FFFFFFFu;
+    if (y == 0u || y > 0x7F800000u || x >= 0x7F800000u) {
+        return DSOPT_NAN;
+    }
+    if (x < y) {
+        return a;
+    }
+    ex = (int32_t)(x >> 23);
+    ey = (int32_t)(y >> 23);
+    x &= 0x007FFFFFu;
+    y &= 0x007FFFFFu;
+    /* Subnormal numbers have no hidden bit and the exponent of the smallest normal ones. */
+    if (ex > 0) {
+        x |= 0x00800000u;
+    } else {
+        ex = 1;
+    }
+    if (ey > 0) {
+        y |= 0x00800000u;
+    } else {
+        ey = 1;
+    }
+    x %= y;
+    for (; ex > ey; --ex) {
+        x <<= 1;
+        x = x >= y ? x - y : x;
+    }
+    if (x == 0u) {
+        return dsopt_from_bits(sign);
+    }
+    while (x < 0x00800000u && ex > 1) {
+        x <<= 1;
+        --ex;
+    }
+    if (x >= 0x00800000u) {
+        x = (x & 0x007FFFFFu) | ((uint32_t)ex << 23);
+    }
+    return dsopt_from_bits(sign | x);
+}
+
 /* Natural logarithm. x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), log(1 + f) = f - f^2 / 2 + f^3 P(f). At most 1.0 ulp. */
 static inline float dsopt_logf(float x)
 {

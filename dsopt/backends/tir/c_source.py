@@ -31,7 +31,7 @@ _MATH = {
     "exp": "expf", "log": "logf", "log1p": "log1pf", "tanh": "tanhf", "erf": "erff", "sqrt": "sqrtf", "sin": "sinf", "cos": "cosf",
     "pow": "powf", "floor": "floorf", "ceil": "ceilf", "trunc": "truncf", "nearbyint": "rintf", "fabs": "fabsf", "atan2": "atan2f",
 }  # fmt: skip
-_EXTERN = ("expm1f", "powf")
+_EXTERN = ("expm1f", "fmodf", "powf")
 
 
 @dataclass(frozen=True)

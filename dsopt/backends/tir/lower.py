@@ -130,7 +130,17 @@ class _Lowerer:
                 self.values[node] = None
             except RefusedError as refusal:
                 self.blockers.append(Blocker.of(self.program, node, refusal.why, refusal.fix))
-                self.values[node] = None
+                self.values[node] = self._stand_in(node)
+
+    def _stand_in(self, node: fx.Node) -> Any:
+        """Return buffers for the result of a refused node, so that what follows it is judged too; None if they have no type."""
+        value = node.meta.get("val")
+        try:
+            if isinstance(value, (tuple, list)):
+                return [self._declare("refused", *self._typed(each), "temp", None) for each in value]
+            return self._declare("refused", *self._typed(value), "temp", None) if value is not None else None
+        except (RefusedError, AttributeError):
+            return None
 
     def _inline(self, node: fx.Node) -> Any:
         """Lower an operator without a lowering through the simpler operators that torch defines it by."""

@@ -49,7 +49,7 @@ def math(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for name in (*ONE_ARGUMENT, "sinf", "cosf"):
         lines.append(f"void {name}_all(const float *x, float *y, int n)")
         lines.append(f"{{ for (int i = 0; i < n; ++i) y[i] = dsopt_{name}(x[i]); }}")
-    for name in ("powf", "atan2f"):
+    for name in ("powf", "atan2f", "fmodf"):
         lines.append(f"void {name}_all(const float *x, const float *z, float *y, int n)")
         lines.append(f"{{ for (int i = 0; i < n; ++i) y[i] = dsopt_{name}(x[i], z[i]); }}")
     (folder / "all.c").write_text("\n".join(lines) + "\n")
@@ -102,6 +102,16 @@ def test_sine_and_cosine_hold_for_arguments_of_any_size(name: str, math: Callabl
     with np.errstate(all="ignore"):
         error = ulps(math(name, x), oracle(x.astype(np.float64)), 2.0**-20)
     assert error.max() <= 3.0
+
+
+def test_remainders_are_exact(math: Callable[..., Floats]) -> None:
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 1 << 32, (2, 200_000), dtype=np.uint64).astype(np.uint32)
+    a, b = bits.view(np.float32)
+    a = np.concatenate([a, np.float32([1, -7, 7, 0, -0.0, np.inf, 1, np.nan, 1e-45, 3e38, 6])])
+    b = np.concatenate([b, np.float32([0.1, 3, -3, 2, 2, 2, np.inf, 1, 1e-40, 1e-45, 0])])
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(math("fmodf", a, b), np.fmod(a, b))
 
 
 def test_powers_are_accurate_and_keep_the_special_cases(math: Callable[..., Floats]) -> None:

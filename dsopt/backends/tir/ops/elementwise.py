@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from dsopt.backends.tir.ops.activation import activate, number
@@ -22,36 +23,65 @@ def _zero(x: Expr) -> Expr:
 # ---- two operands ----
 
 
+def _is_zero(x: Expr) -> bool:
+    return getattr(x, "value", None) == 0
+
+
+def _quotient(a: Expr, b: Expr) -> Expr:
+    """a / b, in which TVM refuses a constant zero: IEEE gives infinity of the quotient's sign, or NaN."""
+    return a * constant(math.copysign(math.inf, b.value), _dtype(a)) if _is_zero(b) else a / b
+
+
+def _product(a: Expr, b: Expr) -> Expr:
+    """a * b, in which TVM takes a constant zero for the product: NaN and infinity must give NaN."""
+    if _dtype(a) == "bool":
+        return tirx.all(a, b)
+    return a - a if _dtype(a) == "float32" and _is_zero(b) else a * b
+
+
 def _truncated(a: Expr, b: Expr) -> Expr:
-    return tirx.trunc(a / b) if _dtype(a) == "float32" else tirx.truncdiv(a, b)
+    return tirx.trunc(_quotient(a, b)) if _dtype(a) == "float32" else tirx.truncdiv(a, b)
 
 
 def _floored(a: Expr, b: Expr) -> Expr:
     if _dtype(a) == "float32":
-        return tirx.floor(a / b)
+        return _floored_float(a, b)
     quotient, rest = tirx.truncdiv(a, b), tirx.truncmod(a, b)
     inexact = tirx.all(tirx.NE(rest, _zero(a)), tirx.NE(rest < _zero(a), b < _zero(a)))
     return quotient - tirx.Cast(_dtype(a), inexact)
 
 
+def _floored_float(a: Expr, b: Expr) -> Expr:
+    """The floor of a / b from its exact remainder, as torch and Python define it: 1.0 // 0.1 is 9."""
+    if _is_zero(b):
+        return _quotient(a, b)
+    quotient = (a - _remainder(a, b)) / b
+    near = tirx.floor(quotient)
+    near = tirx.Select(quotient - near > constant(0.5, "float32"), near + constant(1, "float32"), near)
+    return tirx.Select(tirx.EQ(b, _zero(b)), a / b, near)
+
+
 def _remainder(a: Expr, b: Expr) -> Expr:
-    return a - _floored(a, b) * b
+    if _dtype(a) != "float32":
+        return a - _floored(a, b) * b
+    rest = _fmod(a, b)
+    return tirx.Select(tirx.all(tirx.NE(rest, _zero(rest)), tirx.NE(rest < _zero(a), b < _zero(b))), rest + b, rest)
 
 
 def _fmod(a: Expr, b: Expr) -> Expr:
-    return a - _truncated(a, b) * b
+    return tirx.call_pure_extern("float32", "fmodf", a, b) if _dtype(a) == "float32" else a - _truncated(a, b) * b
 
 
 _BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "atan2": tirx.atan2,
-    "div": lambda a, b: a / b,
+    "div": _quotient,
     "floor_divide": _floored,
     "fmod": _fmod,
     "copysign": lambda a, b: tirx.Select(b < _zero(b), _zero(a) - tirx.abs(a), tirx.abs(a)),
     "hypot": lambda a, b: tirx.sqrt(a * a + b * b),
     "maximum": larger,
     "minimum": smaller,
-    "mul": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a * b,
+    "mul": _product,
     "remainder": _remainder,
     "bitwise_and": lambda a, b: tirx.all(a, b) if _dtype(a) == "bool" else a & b,
     "bitwise_or": lambda a, b: tirx.any(a, b) if _dtype(a) == "bool" else a | b,
