@@ -82,9 +82,17 @@ def _fitting_shapes(module: OnnxModule, graph: Graph, dims: Dims) -> list[tuple[
         problem = try_shapes(module, graph.inputs, shapes)
         if problem is None:
             return shapes
-        first = first or problem
+        first = first or (_with_sizes(problem, sizes) if sizes else problem)
     assert first is not None
     raise first
+
+
+def _with_sizes(problem: DsoptError, sizes: Mapping[str, int]) -> DsoptError:
+    """Say which sizes were tried: exporters fix a size by accident and still declare it as varying."""
+    tried = ", ".join(f"{name}={size}" for name, size in sorted(sizes.items()))
+    why = f"{problem.why}\nThis was tried with {tried}, and then with other sizes: none fits."
+    fix = "Export the model again; a size that it declares as varying may have been fixed inside."
+    return type(problem)(problem.code, problem.what, where=problem.where, why=why.strip(), fix=fix)
 
 
 def _warnings(module: OnnxModule) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import torch
 
 larger: Callable[[Any, Any], Any] = torch.sym_max
 smaller: Callable[[Any, Any], Any] = torch.sym_min
-chosen: Callable[[Any, Any, Any], Any] = torch.sym_ite
 to_float: Callable[[Any], Any] = torch.sym_float
 to_integer: Callable[[Any], Any] = torch.sym_int
 negated: Callable[[Any], Any] = torch.sym_not

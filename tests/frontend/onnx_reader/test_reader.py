@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dsopt import capture
-from dsopt.errors import UnsupportedOpError
+from dsopt.errors import ReadError, UnsupportedOpError
 from dsopt.frontend.onnx_reader import read_onnx, supported_operators
 from tests.frontend.onnx_reader.oracle import (
     assert_close,
@@ -141,6 +141,35 @@ def test_shape_arithmetic_keeps_sizes_symbolic() -> None:
     program = captured(read_onnx(model_of(graph).SerializeToString()))
     assert program.shape(program.outputs[0]) == ("n", "4*t")
     assert not program.weights
+
+
+def test_a_size_compared_with_minus_one_stays_varying() -> None:
+    """Expand as the older exporter writes it: Where(Equal(target, -1), ones, target)."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Concat", ["shape", "three"], ["target"], axis=0),
+        helper.make_node("Shape", ["target"], ["rank"]),
+        helper.make_node(
+            "ConstantOfShape", ["rank"], ["ones"], value=helper.make_tensor("v", TensorProto.INT64, [1], [1])
+        ),
+        helper.make_node("Equal", ["target", "minus"], ["asked"]),
+        helper.make_node("Where", ["asked", "ones", "target"], ["sizes"]),
+        helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
+        helper.make_node("Expand", ["column", "sizes"], ["y"]),
+    ]
+    numbers = {"three": [3], "minus": [-1], "last": [1]}
+    tensors = [numpy_helper.from_array(np.array(value, LONG), name) for name, value in numbers.items()]
+    graph = helper.make_graph(nodes, "g", [info("x", ["n"])], [info("y", ["n", 3])], tensors)
+    program = captured(read_onnx(model_of(graph).SerializeToString()))
+    assert program.shape(program.outputs[0]) == ("n", 3)
+
+
+def test_a_size_fixed_by_accident_is_reported_with_what_was_tried() -> None:
+    shape = numpy_helper.from_array(np.array([11, -1], LONG), "shape")
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph([node], "g", [info("x", [1, "t", 3])], [info("y", [None, None])], [shape])
+    with pytest.raises(ReadError, match="tried with t=5"):
+        read_onnx(model_of(graph).SerializeToString())
 
 
 def test_sizes_computed_in_float_are_those_of_float() -> None:

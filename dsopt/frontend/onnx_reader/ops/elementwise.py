@@ -15,7 +15,7 @@ from torch import SymInt, Tensor
 from dsopt.frontend.onnx_reader.call import Call, is_floating, to_type
 from dsopt.frontend.onnx_reader.problems import MalformedError
 from dsopt.frontend.onnx_reader.registry import operator, register_all
-from dsopt.frontend.onnx_reader.sizes import chosen, larger, negated, smaller, to_float, to_integer
+from dsopt.frontend.onnx_reader.sizes import larger, negated, smaller, to_float, to_integer
 from dsopt.frontend.onnx_reader.tensors import torch_dtype
 from dsopt.frontend.onnx_reader.values import Known, rounded
 
@@ -53,7 +53,8 @@ def divide_numbers(left: Any, right: Any) -> Any:
 
 
 def _numbers_where(condition: Any, left: Any, right: Any) -> Any:
-    return chosen(condition, left, right) if isinstance(condition, torch.SymBool) else left if condition else right
+    # A size is never -1, which is what exporters ask; any other question is settled for the sizes of the example.
+    return left if condition else right
 
 
 def _floor(number: Any) -> Any:
