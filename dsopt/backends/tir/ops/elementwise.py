@@ -23,6 +23,10 @@ def _zero(x: Expr) -> Expr:
 # ---- two operands ----
 
 
+LEAST = 2.0**-149
+"""The least float32 above zero."""
+
+
 def _is_zero(x: Expr) -> bool:
     return getattr(x, "value", None) == 0
 
@@ -33,10 +37,13 @@ def _quotient(a: Expr, b: Expr) -> Expr:
 
 
 def _product(a: Expr, b: Expr) -> Expr:
-    """a * b, in which TVM takes a constant zero for the product: NaN and infinity must give NaN."""
+    """a * b, in which TVM takes a constant zero for the product, though NaN and infinity must give NaN.
+
+    Every finite float is a multiple of the least one, so the remainder by it is a zero of the same sign.
+    """
     if _dtype(a) == "bool":
         return tirx.all(a, b)
-    return a - a if _dtype(a) == "float32" and _is_zero(b) else a * b
+    return _fmod(a, constant(LEAST, "float32")) if _dtype(a) == "float32" and _is_zero(b) else a * b
 
 
 def _truncated(a: Expr, b: Expr) -> Expr:
