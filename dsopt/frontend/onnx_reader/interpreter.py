@@ -21,7 +21,7 @@ from dsopt.frontend.onnx_reader.problems import (
     not_supported,
 )
 from dsopt.frontend.onnx_reader.registry import OPERATORS
-from dsopt.frontend.onnx_reader.values import Constant, Known, Value
+from dsopt.frontend.onnx_reader.values import MAX_KNOWN, Constant, Known, Value
 
 Environment = dict[str, Value]
 Enter = Callable[[Node, Callable[[], Any]], Any]
@@ -99,6 +99,8 @@ class Interpreter:
         result: Any = None
         if operator.run_known is not None and _all_known(call.values):
             result = operator.run_known(call)
+            if isinstance(result, Known) and result.array.size > MAX_KNOWN:
+                result = None  # too many for Python; tensors do it
         if result is None:
             if self._enter is None or not node.layer:
                 result = operator.run(call)

@@ -103,6 +103,13 @@ def test_altered_attributes_are_read_or_refused_with_a_sentence(place: int, item
     read_or_refuse(model.SerializeToString())
 
 
+def graph_of(*nodes: onnx.NodeProto) -> bytes:
+    return model_of(helper.make_graph(list(nodes), "g", [info("x", [2])], [info("y", None)])).SerializeToString()
+
+
+NODE = helper.make_node
+
+
 def refused(data: bytes | Path, code: str) -> DsoptError:
     with pytest.raises(DsoptError) as caught:
         read_onnx(data)
@@ -142,6 +149,30 @@ def test_a_constant_of_a_terabyte_is_refused_before_it_is_made() -> None:
     refused(model_of(graph).SerializeToString(), "DS0192")
 
 
+def test_numbers_that_double_at_every_node_do_not_fill_the_memory() -> None:
+    nodes = [NODE("Shape", ["x"], ["s0"])]
+    nodes += [NODE("Concat", [f"s{step}", f"s{step}"], [f"s{step + 1}"], axis=0) for step in range(34)]
+    nodes += [NODE("Size", ["s34"], ["y"])]
+    assert read_onnx(graph_of(*nodes)).output_names == ("y",)  # tried without numbers: no memory is asked for
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        NODE("Split", ["x"], ["y"], num_outputs=2**62),
+        NODE("Resize", ["x", "", "", "big"], ["y"], mode="cubic"),
+        NODE("MaxPool", ["x"], ["y"], kernel_shape=[2**62]),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_huge_attributes_are_refused_soon(node: onnx.NodeProto) -> None:
+    big = numpy_helper.from_array(np.array([1, 1, 2**40], LONG), "big")
+    graph = helper.make_graph([node], "g", [info("x", [1, 1, 5])], [info("y", None)], [big])
+    start = time.process_time()
+    refused(model_of(graph, 18).SerializeToString(), "DS0196")
+    assert time.process_time() - start < 5
+
+
 def test_functions_that_double_at_every_level_are_refused_soon() -> None:
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     functions = []
@@ -167,13 +198,6 @@ def test_a_function_that_calls_itself_is_refused() -> None:
     node = helper.make_node("loop", ["x"], ["y"], domain="local")
     graph = helper.make_graph([node], "g", [info("x", [1])], [info("y", None)])
     refused(model_of(graph, domain="local", functions=[function]).SerializeToString(), "DS0192")
-
-
-def graph_of(*nodes: onnx.NodeProto) -> bytes:
-    return model_of(helper.make_graph(list(nodes), "g", [info("x", [2])], [info("y", None)])).SerializeToString()
-
-
-NODE = helper.make_node
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ def scan(call: Call) -> tuple[Value, ...]:
     if call.version < 9:
         raise call.unsupported("Scan of opset 8", "Scan of opset 9 or later")
     body, count = call.graph("body"), call.integer("num_scan_inputs", 0)
+    if not 1 <= count <= len(call.values):
+        raise MalformedError(f"attribute 'num_scan_inputs' is {count}")
     state: list[Value] = [call.value(index) for index in range(len(call.values) - count)]
     inputs = call.tensors(len(state))
     axes = call.integers("scan_input_axes") or [0] * count

@@ -17,7 +17,7 @@ from dsopt.frontend.onnx_reader.problems import MalformedError
 from dsopt.frontend.onnx_reader.registry import operator, register_all
 from dsopt.frontend.onnx_reader.sizes import larger, negated, smaller, to_float, to_integer
 from dsopt.frontend.onnx_reader.tensors import torch_dtype
-from dsopt.frontend.onnx_reader.values import Known, rounded
+from dsopt.frontend.onnx_reader.values import MAX_KNOWN, Known, rounded
 
 # ---- known numbers ----
 
@@ -36,6 +36,8 @@ def _known(function: Callable[..., Any], dtype: torch.dtype | None = None) -> Ca
         operands = [call.known(index) for index in range(len(call.values))]
         found = [operand for operand in operands if operand is not None]
         if len(found) != len(operands):
+            return None
+        if math.prod(np.broadcast_shapes(*(operand.array.shape for operand in found))) > MAX_KNOWN:
             return None
         return apply_known(function, dtype or found[-1].dtype, *found)
 

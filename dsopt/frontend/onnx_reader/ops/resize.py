@@ -16,6 +16,8 @@ from dsopt.frontend.onnx_reader.call import Call, axis_in, to_type
 from dsopt.frontend.onnx_reader.problems import MalformedError
 from dsopt.frontend.onnx_reader.registry import operator
 
+MAX_MATRIX = 2**27
+"""Elements before times after resizing one axis, which is the size of the matrix that does it."""
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -229,6 +231,8 @@ def _fixed(size: Any, asked: _Resize, position: int) -> int:
 
         what = f"Resize of a varying size in mode {asked.mode} with {asked.coordinates} coordinates"
         raise UnsupportedFormError(what, "mode linear or nearest with half_pixel or asymmetric coordinates")
+    if not 0 < asked.sizes[position] * size < MAX_MATRIX:
+        raise MalformedError(f"it resizes {size} elements to {asked.sizes[position]}")
     return size
 
 

@@ -265,8 +265,8 @@ def split(call: Call) -> tuple[Tensor, ...]:
     if sizes:
         return torch.split(x, sizes, axis)
     count = call.integer("num_outputs", call.output_count)
-    if count < 1:
-        raise MalformedError(f"it makes {count} parts")
+    if not 1 <= count <= max(call.output_count, 1):
+        raise MalformedError(f"it makes {count} parts and has {call.output_count} outputs")
     size = (x.shape[axis] + count - 1) // count
     sizes = [size] * (count - 1) + [x.shape[axis] - size * (count - 1)]
     return torch.split(x, sizes, axis)
