@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsopt.artifact import Artifact
 from dsopt.backends.base import Backend, EmitOptions, load_backend, refuse
 from dsopt.backends.check import Agreement, check_against
-from dsopt.errors import UsageError
+from dsopt.errors import UnsupportedOpError, UsageError
 from dsopt.feeds import Feed, read_npz, split_feeds
 from dsopt.frontend import load
 from dsopt.ir import Program
@@ -99,6 +99,7 @@ def build(
     """
     target = parse_target(target) if isinstance(target, str) else target
     backend = load_backend(target)
+    _check_program(program, target, backend)
     pipeline = _pipeline(backend, target, passes)
     feeds = _feeds(program, data)
     context = PassContext(target=target, calibration=_calibration(feeds), seed=seed, progress=progress)
@@ -106,11 +107,28 @@ def build(
     refuse(backend.unsupported(rewritten, target), target)
     artifact = backend.emit(rewritten, target, EmitOptions(name=name, seed=seed, progress=progress))
     progress(0, 1, "check")
-    agreement = check_against(artifact, program, backend, feeds, seed=seed, tolerance=tolerance)
+    agreement = check_against(artifact, program, backend, feeds, seed=seed, tolerance=tolerance, rewritten=rewritten)
     progress(1, 1, "check")
     manifest = {**artifact.manifest, "passes": [record.as_dict() for record in records], "check": agreement.as_dict()}
     files = {**artifact.files, "lock.json": lock_file(program, target, pipeline, seed)}
     return Build(replace(artifact, manifest=manifest, files=files), rewritten, records, agreement)
+
+
+def _check_program(program: Program, target: Target, backend: Backend) -> None:
+    if not isinstance(program, Program):
+        raise UsageError(
+            "DS0405",
+            f"only a Program can be compiled, not a {type(program).__name__}",
+            fix="capture it first: dsopt.capture(model, (example,))",
+        )
+    if backend.needs_fixed_sizes and program.dims:
+        sizes = {name: 1 if name == "batch" else size for name, size in program.example_sizes().items()}
+        flags = " ".join(f"--dim {name}={sizes.get(name, dim.min)}" for name, dim in program.dims.items())
+        raise UnsupportedOpError(
+            "DS0404", f"{target.name} needs fixed sizes, and {', '.join(program.dims)} vary",
+            why="its loops and its memory are laid out at compile time",
+            fix=f"fix them, for instance by {flags} (in Python: program.specialize({sizes}))",
+        )  # fmt: skip
 
 
 def _pipeline(backend: Backend, target: Target, passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:

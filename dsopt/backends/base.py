@@ -57,6 +57,9 @@ class EmitOptions:
 class Backend(Protocol):
     """Turns programs into artifacts for one family of targets; knows TVM, C or ONNX, which passes do not."""
 
+    needs_fixed_sizes: bool
+    """Whether every dim must be fixed before `emit`."""
+
     def pipeline(self, target: Target) -> tuple[Pass, ...]:
         """Return the default passes for `target`, in order: the one place where the order is written down."""
 
@@ -70,7 +73,10 @@ class Backend(Protocol):
         """
 
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
-        """Open what `emit` made so that the build can be compared with the model; (None, why) where nothing here can run it."""
+        """Open what `emit` made so that the build can be compared with the model; (None, why) where nothing here can run it.
+
+        With an executor, the text says where it runs.
+        """
 
 
 def load_backend(target: Target) -> Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dsopt.artifact import Artifact
 from dsopt.backends.base import Backend
 from dsopt.errors import CheckError
 from dsopt.ir import Program, example_inputs
-from dsopt.runtime.executor import Executor
+from dsopt.runtime.executor import Executor, TracingExecutor
 
 Array = npt.NDArray[Any]
 
@@ -32,12 +32,25 @@ class Agreement:
     max_relative_error: float | None
     by_output: Mapping[str, float]
     why_unchecked: str = ""
+    place: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what belongs into a manifest: no measured figure, so that the same build gives the same bytes anywhere."""
         checked = self.max_relative_error is not None
         return {"checked": checked, "runs": self.runs, "data": self.data, "tolerance": self.tolerance,
-                **({} if checked else {"why_unchecked": self.why_unchecked})}  # fmt: skip
+                "sizes": dict(self.sizes), "notes": list(self.notes),
+                **({"place": self.place} if checked else {"why_unchecked": self.why_unchecked})}  # fmt: skip
+
+    def summary(self) -> str:
+        """Say in a line what was compared, where it ran and how it came out."""
+        if self.max_relative_error is None:
+            return f"not run here: {self.why_unchecked}"
+        sizes = "".join(f", {name}={size}" for name, size in sorted(self.sizes.items()))
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        text = f"relative error {self.max_relative_error:.2g} on {runs} of {self.data} inputs{sizes}, by {self.place}"
+        return "; ".join([text, *self.notes])
 
 
 def relative_error(got: Array, want: Array) -> float:
@@ -72,8 +85,11 @@ def check_against(
     *,
     seed: int,
     tolerance: float,
+    rewritten: Program | None = None,
 ) -> Agreement:
-    """Run the artifact and the program on the same inputs. Raises CheckError naming the outputs that differ and by how much."""
+    """Run the artifact and the program on the same inputs. `rewritten` is what was emitted, to name the layer that differs.
+
+    Raises CheckError naming the outputs that differ and by how much."""
     given = [
         tuple(torch.from_numpy(np.asarray(feed[spec.name], order="C")) for spec in program.signature.inputs)
         for feed in feeds or ()
@@ -82,30 +98,64 @@ def check_against(
         example_inputs(program, seed=seed + step) for step in range(_STEPS if program.states else 1)
     ]
     data = "given" if given else "seeded"
-    executor, why = backend.check_executor(artifact)
+    executor, place = backend.check_executor(artifact)
     if executor is None:
-        return Agreement(0, data, tolerance, None, {}, why)
+        return Agreement(0, data, tolerance, None, {}, place)
     try:
-        errors = _compare(executor, program, runs)
+        errors, empty = _compare(executor, program, runs)
+        worst = max(errors.values(), default=0.0)
+        first = (
+            ""
+            if worst <= tolerance
+            else _first_wrong_layer(executor, artifact, rewritten or program, runs[0], tolerance)
+        )
     finally:
         executor.close()
-    worst = max(errors.values(), default=0.0)
     if not worst <= tolerance:
-        lines = [
-            f"{name}: relative error {error:.3g}" for name, error in sorted(errors.items()) if not error <= tolerance
-        ]
+        lines = [_difference(name, error) for name, error in sorted(errors.items()) if not error <= tolerance]
+        lines += [f"the first layer that differs: {first}"] if first else []
         raise CheckError(
             "DS0403", f"the code emitted for {artifact.manifest['target']} disagrees with the model", where="\n".join(lines),
             why=f"the largest allowed max|a-b| / max|b| is {tolerance:g}, on {data} inputs",
-            fix="find the layer with dsopt verify --bisect, and report it; --tolerance accepts a larger error",
+            fix="report it, naming the layer; --tolerance accepts a larger error (but no NaN in one and not in the other)",
         )  # fmt: skip
-    return Agreement(len(runs), data, tolerance, worst, errors)
+    notes = tuple(f"output {name!r} held no finite number, so nothing of it was compared" for name in sorted(empty))
+    return Agreement(len(runs), data, tolerance, worst, errors, "", place, program.sizes_of(runs[0]), notes)
 
 
-def _compare(executor: Executor, program: Program, runs: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, float]:
+def _difference(name: str, error: float) -> str:
+    if np.isinf(error):
+        return f"{name}: another shape, or NaN or infinity in one and not in the other"
+    return f"{name}: relative error {error:.3g}"
+
+
+def _first_wrong_layer(
+    executor: Executor, artifact: Artifact, program: Program, inputs: tuple[torch.Tensor, ...], tolerance: float
+) -> str:
+    """Return the first layer whose value differs from torch's, "" where the executor cannot give the values between layers."""
+    if not isinstance(executor, TracingExecutor):
+        return ""
+    named = {spec.name: value.numpy() for spec, value in zip(program.signature.inputs, inputs, strict=True)}
+    states = {f"state.{state.name}": program.weights[state.name].numpy() for state in program.states}
+    got, want = executor.trace({**named, **states}), program.trace(*inputs)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for layer in artifact.manifest["layers"]:
+        name = layer["node"]
+        if name in got and isinstance(want.get(name), torch.Tensor):
+            error = relative_error(np.asarray(got[name]), want[name].numpy())
+            if not error <= tolerance:
+                return f"{program.where(nodes[name])}"
+    return ""
+
+
+def _compare(
+    executor: Executor, program: Program, runs: Sequence[tuple[torch.Tensor, ...]]
+) -> tuple[dict[str, float], set[str]]:
+    """Return the error of each output and state, and the names of those that never held a finite number."""
     states = {state.name: program.weights[state.name] for state in program.states}
     emitted = {f"state.{name}": value.numpy() for name, value in states.items()}
     errors: dict[str, float] = {}
+    compared: set[str] = set()
     for inputs in runs:
         named = {spec.name: value.numpy() for spec, value in zip(program.signature.inputs, inputs, strict=True)}
         got = executor.run({**named, **emitted})
@@ -115,5 +165,7 @@ def _compare(executor: Executor, program: Program, runs: Sequence[tuple[torch.Te
         for name, value in wanted.items():
             error = relative_error(np.asarray(got[name]), value.detach().numpy())
             errors[name] = max(errors.get(name, 0.0), error)
+            if not value.is_floating_point() or bool(value.isfinite().any()):
+                compared |= {name} if value.numel() else set()
         emitted = {f"state.{name}": got[f"next.{name}"] for name in states}
-    return errors
+    return errors, set(errors) - compared

@@ -130,13 +130,11 @@ def _text(build: Build, place: Path, explain: bool) -> str:
     text += "\n" if text else ""
     memory = build.artifact.manifest.get("memory", {})
     agreement = build.agreement
-    checked = agreement.max_relative_error is not None
     return text + pairs(
         [
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
-            ("check", f"relative error {agreement.max_relative_error:.2g} on {agreement.data} inputs" if checked
-             else f"not run here: {agreement.why_unchecked}"),
+            ("check", agreement.summary()),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]
     )  # fmt: skip

@@ -151,6 +151,29 @@ class Program:
         facts: dict[str, Any] = node.meta.setdefault("custom", {}).setdefault("dsopt", {})
         return facts
 
+    def example_sizes(self) -> dict[str, int]:
+        """Return the sizes that the varying dims had in the example that the program was captured with."""
+        return {name: private.hint_of(size) for name, size in self._dim_symbols().items()}
+
+    def sizes_of(self, inputs: tuple[Tensor, ...]) -> dict[str, int]:
+        """Return the sizes that the varying dims have in flat inputs."""
+        sizes: dict[str, int] = {}
+        for node, value in zip(self.inputs, inputs, strict=True):
+            for size, found in zip(node.meta["val"].shape, value.shape, strict=True):
+                name = self.symbols.get(str(size))
+                if name is not None:
+                    sizes.setdefault(name, int(found))
+        return sizes
+
+    def _dim_symbols(self) -> dict[str, torch.SymInt]:
+        found: dict[str, torch.SymInt] = {}
+        for node in self.inputs:
+            for size in node.meta["val"].shape:
+                name = self.symbols.get(str(size))
+                if name is not None:
+                    found.setdefault(name, size)
+        return found
+
     # ---- running ----
 
     def bind(self, inputs: tuple[Tensor, ...], states: Mapping[str, Tensor] | None = None) -> dict[fx.Node, Tensor]:

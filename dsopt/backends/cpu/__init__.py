@@ -20,6 +20,8 @@ __all__ = ["CpuBackend"]
 class CpuBackend:
     """Writes `model.onnx` by converters of its own, one for each operator."""
 
+    needs_fixed_sizes = False
+
     def pipeline(self, target: Target) -> tuple[Pass, ...]:
         """Return the default passes."""
         return cpu_pipeline()
@@ -46,4 +48,4 @@ class CpuBackend:
 
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the model in ONNX Runtime."""
-        return open_executor(artifact), ""
+        return open_executor(artifact), "ONNX Runtime"

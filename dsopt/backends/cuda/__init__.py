@@ -37,6 +37,8 @@ __all__ = ["CudaBackend"]
 class CudaBackend:
     """Writes kernels.cu, its machine code for each architecture and PTX for later ones, weights.bin, and the launch plan."""
 
+    needs_fixed_sizes = True
+
     def pipeline(self, target: Target) -> tuple[Pass, ...]:
         """Return the default passes."""
         return cuda_pipeline()
@@ -81,7 +83,9 @@ class CudaBackend:
             return None, "no host C++ compiler is here to emulate the kernels with"
         plan = LaunchPlan.read(artifact.manifest)
         device = HostDevice(artifact.files["kernels.cu"].decode(), plan.kernels)
-        return PlanExecutor(plan, artifact.files["weights.bin"], device), ""
+        return PlanExecutor(
+            plan, artifact.files["weights.bin"], device
+        ), "the kernels' source, emulated on this computer (no GPU was used)"
 
 
 def _code_archs(target: CudaTarget) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from dsopt.target import McuTarget, Target
 class McuBackend:
     """Emit C99 for a core, build it, and measure it where the core can be emulated."""
 
+    needs_fixed_sizes = True
+
     def pipeline(self, target: Target) -> tuple[Pass, ...]:
         """Return the default passes, in order."""
         return pipeline()
@@ -78,7 +80,7 @@ class McuBackend:
             choose_simulator(artifact.target.partition(":")[2])
         except ToolchainError as problem:
             return None, problem.what
-        return open_executor(artifact), ""
+        return open_executor(artifact), f"an emulated {artifact.target.partition(':')[2]}"
 
 
 def _input_bytes(program: Program, seed: int) -> list[bytes]:

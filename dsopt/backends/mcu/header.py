@@ -44,7 +44,7 @@ def model_header(names: Names, ports: Interface, placement: Placement, target: s
        {p}_run();
        read the result from {p}_output(0);      before the next input is written
    No heap, no recursion, no file or console, and of libc at most the memcpy and memset that compilers call by themselves.
-   Not reentrant: one run at a time. */
+   Not reentrant: one run at a time. An index outside of its table (an unknown token) is taken for the nearest one inside. */
 #ifndef {m}_H
 #define {m}_H
 

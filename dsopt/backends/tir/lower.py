@@ -382,8 +382,4 @@ def _nearest(name: str) -> str:
     """Name other overloads of an unknown operator that are supported, if any."""
     family = ".".join(name.split(".")[:2]) + "."
     known = sorted(other for other in LOWERINGS if other.startswith(family))
-    return (
-        "supported forms: " + ", ".join(known)
-        if known
-        else "replace it by supported operators (dsopt inspect lists them)"
-    )
+    return "supported forms: " + ", ".join(known) if known else "write it with other operators"
