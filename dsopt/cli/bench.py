@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from dsopt.cli.output import Output, pairs, table
 from dsopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from dsopt.artifact import Artifact
     from dsopt.measure.bench import Bench
 
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     metavar="PEER,...",
     help="Time these too, in turns: torch, onnxruntime (on torch's own export), inductor.",
 )
-@click.option("--model", help="The model that the peers run.")
+@click.option("--model", help="The model: peers run it, and sizes that vary are those of its example.")
 @click.option(
     "--inputs",
     default="random",
@@ -53,7 +55,7 @@ def command(
     feeds = None if inputs == "random" else split_feeds(read_npz(inputs), opened.manifest["inputs"], limit=1)[0]
     program = None
     with console.bars() as progress:
-        if model is not None and peers:
+        if model is not None:
             from dsopt import api
 
             progress(0, 1, "reading")
@@ -61,10 +63,14 @@ def command(
         found = bench(
             opened, program, peers, feeds=feeds, sizes=dim, layers=layers, threads=threads, seconds=seconds, seed=seed, progress=progress
         )  # fmt: skip
-    console.result({"artifact": str(artifact), **found.as_dict()}, _text(found))
+    console.result({"artifact": str(artifact), **found.as_dict()}, _text(found, _operators(opened)))
 
 
-def _text(found: Bench) -> str:
+def _operators(artifact: Artifact) -> dict[str, str]:
+    return {str(entry.get("node", "")): str(entry.get("op", "")) for entry in artifact.manifest.get("layers", ())}
+
+
+def _text(found: Bench, operators: Mapping[str, str]) -> str:
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.shapes.items())
     text = pairs(
         [("target", found.target), ("inputs", shapes), ("threads", found.threads), ("instructions", found.instructions)]
@@ -74,11 +80,11 @@ def _text(found: Bench) -> str:
     ratios = [(f"dsopt / {each.peer}", each.ratio, each.low, each.high) for each in found.ratios]
     text += ("\n" if ratios else "") + table(["time of", "median ratio", "95 % from", "to"], ratios)
     if found.layers:
-        text += "\n" + _layers(found)
+        text += "\n" + _layers(found, operators)
     return text
 
 
-def _layers(found: Bench) -> str:
+def _layers(found: Bench, operators: Mapping[str, str]) -> str:
     if found.instructions is not None:
         whole = max(found.instructions, 1)
         rows = [
@@ -87,8 +93,9 @@ def _layers(found: Bench) -> str:
         ]
         return table(["layer", "instructions", "share"], rows)
     total = sum(each.seconds or 0.0 for each in found.layers) or 1.0
-    times = [
-        (each.layer or each.node, (each.seconds or 0.0) * 1e3, f"{(each.seconds or 0.0) / total:.1%}")
-        for each in found.layers
-    ]
-    return table(["layer", "ms", "share"], times)
+    seconds: dict[tuple[str, str], float] = {}
+    for each in found.layers:
+        place = (each.layer or each.node, operators.get(each.node, ""))
+        seconds[place] = seconds.get(place, 0.0) + (each.seconds or 0.0)
+    times = [(layer, op, taken * 1e3, f"{taken / total:.1%}") for (layer, op), taken in seconds.items()]
+    return table(["layer", "operator", "ms", "share"], times)

@@ -11,7 +11,7 @@ from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, table
 
 if TYPE_CHECKING:
-    from dsopt.measure.verify import Verification
+    from dsopt.measure.verify import OutputAgreement, Verification
 
 
 @click.command(short_help="Compare an artifact with its model.")
@@ -49,15 +49,23 @@ def command(
     feeds = None if inputs == "random" else split_feeds(read_npz(inputs), opened.manifest["inputs"])
     with console.bars() as progress:
         progress(0, 1, "reading")
-        program = api.load_model(against, input, dim, trust_pickle)
-        found = verify(opened, program, feeds, bisect=bisect, tolerance=tolerance, seed=seed, progress=progress)
+        program = api.load_model(against, input, {}, trust_pickle)
+        found = verify(
+            opened, program, feeds, sizes=dim, bisect=bisect, tolerance=tolerance, seed=seed, progress=progress
+        )
     console.result({"artifact": str(artifact), "model": against, **found.as_dict()}, _text(found, bisect))
     return 0 if found.agrees else 1
 
 
+def _verdict(output: OutputAgreement, tolerance: float) -> str:
+    if output.relative_error <= tolerance:
+        return output.note or "agrees"
+    return f"DIFFERS: {output.note}" if output.note else "DIFFERS"
+
+
 def _text(found: Verification, bisect: bool) -> str:
     rows = [
-        (each.name, each.relative_error, each.largest_difference, "agrees" if each.relative_error <= found.tolerance else "DIFFERS")
+        (each.name, each.relative_error, each.largest_difference, _verdict(each, found.tolerance))
         for each in found.outputs
     ]  # fmt: skip
     text = table(["output", "max|a-b| / max|b|", "max|a-b|", ""], rows)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsopt.errors import CaptureError
+from dsopt.errors import CaptureError, UsageError
 from dsopt.frontend.spec import ModelSpec
 from dsopt.frontend.traces import Line, code_at, frames_of, is_model_file
 
@@ -23,13 +23,13 @@ def load_factory(text: str) -> ModelSpec:
 
     The factory may return an nn.Module (without an example), (module, args[, kwargs[, dynamic]]) or a ModelSpec; a name that
     is an nn.Module itself, or a class of one, is taken as it is. The working folder is importable, as with `python -m`.
-    Raises CaptureError: DS0155 for another form, DS0156 if the import fails, DS0157 if the name is not there or not callable,
-    DS0158 if the factory raises, DS0159 if it returns something else; with the line of the user's code.
+    Raises UsageError: DS0155 for another form, DS0156 if the import fails, DS0157 if the name is not there or not callable,
+    DS0159 if the factory returns something else; CaptureError DS0158 if it raises; with the line of the user's code.
     """
     module_name, separator, attribute = text.partition(":")
     is_dotted = all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")])
     if not separator or not is_dotted:
-        raise CaptureError("DS0155", f"{text!r} does not name a model factory", fix=f"Write {_FORM}.")
+        raise UsageError("DS0155", f"{text!r} does not name a model factory", fix=f"Write {_FORM}.")
     module = _import(module_name, text)
     target: Any = module
     for part in attribute.split("."):
@@ -39,7 +39,7 @@ def load_factory(text: str) -> ModelSpec:
     if isinstance(target, nn.Module):
         return ModelSpec(target, ())
     if not callable(target):
-        raise CaptureError(
+        raise UsageError(
             "DS0157", f"{text} is a {type(target).__name__} and cannot be called", fix=f"Name a function: {_FORM}."
         )
     try:
@@ -64,18 +64,16 @@ def _import(name: str, text: str) -> Any:
         if is_ours:
             why = f"Looked in the working folder {folder} and on the Python path."
             fix = "Start dsopt in the folder that holds the package, or set PYTHONPATH."
-            raise CaptureError(
-                "DS0156", f"there is no module {error.name!r} (from {text})", why=why, fix=fix
-            ) from error
+            raise UsageError("DS0156", f"there is no module {error.name!r} (from {text})", why=why, fix=fix) from error
         fix = f"Install {error.name!r} where dsopt runs: python -m pip install ..."
-        raise CaptureError(
+        raise UsageError(
             "DS0156", f"importing {name} failed: {_summary(error)}", where=user_line(error), fix=fix
         ) from error
     except Exception as error:  # the user's module runs on import
-        raise CaptureError("DS0156", f"importing {name} failed: {_summary(error)}", where=user_line(error)) from error
+        raise UsageError("DS0156", f"importing {name} failed: {_summary(error)}", where=user_line(error)) from error
 
 
-def _no_attribute(text: str, target: Any, part: str, module_name: str) -> CaptureError:
+def _no_attribute(text: str, target: Any, part: str, module_name: str) -> UsageError:
     known = (
         sorted(name for name, value in vars(target).items() if callable(value) and not name.startswith("_"))
         if hasattr(target, "__dict__")
@@ -84,7 +82,7 @@ def _no_attribute(text: str, target: Any, part: str, module_name: str) -> Captur
     own = [name for name in known if getattr(getattr(target, name), "__module__", "") == module_name] or known
     near = difflib.get_close_matches(part, own, n=3) or own[:8]
     fix = f"It has {', '.join(near)}." if near else f"Define it: def {part}() -> nn.Module."
-    return CaptureError("DS0157", f"{module_name} has no {part!r} (from {text})", fix=fix)
+    return UsageError("DS0157", f"{module_name} has no {part!r} (from {text})", fix=fix)
 
 
 def _spec(made: Any, text: str) -> ModelSpec:
@@ -111,9 +109,9 @@ def _spec(made: Any, text: str) -> ModelSpec:
     return ModelSpec(model, tuple(args), dict(kwargs), dict(dynamic))
 
 
-def _wrong_return(text: str, what: str) -> CaptureError:
+def _wrong_return(text: str, what: str) -> UsageError:
     fix = "Return an nn.Module, or (module, args), (module, args, kwargs) or (module, args, kwargs, dynamic), or a dsopt.ModelSpec."
-    return CaptureError("DS0159", f"{text} returned {what}", fix=fix)
+    return UsageError("DS0159", f"{text} returned {what}", fix=fix)
 
 
 def user_line(error: BaseException) -> str:

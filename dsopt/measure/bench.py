@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsopt.artifact import Artifact
+from dsopt.dims import solve
 from dsopt.errors import UsageError
 from dsopt.measure.timing import Progress, Ratio, Timing, interleave, paired_ratio, timing
 from dsopt.runtime import Session
@@ -52,7 +53,8 @@ def bench(
 ) -> Bench:
     """Measure an artifact, on seeded inputs if `feeds` is not given; an emulated core is asked for its instructions.
 
-    against: peers that run `program`, in the same interleaved run.  sizes: of the dims that vary.  layers: also each layer.
+    against: peers that run `program`, in the same interleaved run.  sizes: of the dims that vary; else those
+    of the program's example, or 1 without a program.  layers: also each layer.
     Raises UsageError where peers are named without a program, or for an artifact of a chip.
     """
     if against and program is None:
@@ -65,6 +67,8 @@ def bench(
             fix="leave --against out",
         )
     with Session(artifact, threads=threads) as session:
+        if program is not None and feeds is None:
+            sizes = {**_example_sizes(program, artifact), **(sizes or {})}
         given = dict(feeds) if feeds is not None else example_feeds(session.inputs, session.dims, sizes, seed)
         shapes = {name: tuple(array.shape) for name, array in given.items()}
         if is_chip:
@@ -74,6 +78,22 @@ def bench(
         timings, ratios = _time(session, given, program, against, threads, seconds, seed, progress)
         costs = session.profile(given).layers if layers else ()
     return Bench(artifact.target, threads, shapes, timings, ratios, None, costs)
+
+
+def _example_sizes(program: Program, artifact: Artifact) -> dict[str, int]:
+    """Return the sizes that the dims of the artifact have in the example that the program was captured with."""
+    from dsopt.ir import example_inputs
+    from dsopt.measure.match import specialized_like
+
+    matched = specialized_like(program, artifact.manifest)
+    examples = zip(matched.signature.inputs, example_inputs(matched), strict=True)
+    shapes = {spec.name: tuple(value.shape) for spec, value in examples}
+    found: dict[str, int] = {}
+    for entry in artifact.manifest["inputs"]:
+        for size, number in zip(entry["shape"], shapes[entry["name"]], strict=True):
+            if isinstance(size, str):
+                found |= solve(size, number, found)
+    return found
 
 
 def _time(

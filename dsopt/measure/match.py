@@ -13,7 +13,10 @@ from dsopt.target import parse_target
 
 
 def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
-    """Fix the varying sizes that the artifact has as numbers. Raises UsageError where inputs differ in name, rank, dtype or size."""
+    """Fix the varying sizes that the artifact has as numbers.
+
+    Raises UsageError where inputs differ in name, rank, dtype or size, or outputs in name.
+    """
     ours = {
         spec.name: (program.shape(node), str(program.dtype(node)).removeprefix("torch."))
         for spec, node in zip(program.signature.inputs, program.inputs, strict=True)
@@ -23,6 +26,11 @@ def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
     if set(ours) != set(theirs):
         problems.append(
             f"inputs of the model: {', '.join(ours) or 'none'}; of the artifact: {', '.join(theirs) or 'none'}"
+        )
+    given, built_names = ([spec.name for spec in program.signature.outputs], [e["name"] for e in manifest["outputs"]])
+    if set(given) != set(built_names):
+        problems.append(
+            f"outputs of the model: {', '.join(given) or 'none'}; of the artifact: {', '.join(built_names) or 'none'}"
         )
     sizes: dict[str, int] = {}
     for name in sorted(set(ours) & set(theirs)):
@@ -44,6 +52,18 @@ def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
             fix="give the model and the --input or --dim options that it was compiled with",
         )  # fmt: skip
     return program.specialize(sizes) if sizes else program
+
+
+def at_sizes(program: Program, manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Program:
+    """Do as `specialized_like`, and check `sizes`: of dims that still vary, or what the artifact has fixed them to.
+
+    Raises UsageError as there, for names that do not vary, and for sizes out of their bounds.
+    """
+    matched = specialized_like(program, manifest)
+    if sizes:
+        program.specialize(sizes)  # refuses unknown names and sizes out of bounds
+    fixed = {name: size for name, size in sizes.items() if name not in matched.dims}
+    return specialized_like(program.specialize(fixed), manifest) if fixed else matched
 
 
 def rewritten_like(program: Program, manifest: Mapping[str, Any]) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from dsopt.errors import UsageError
 from dsopt.feeds import Array, Feed
 from dsopt.ir import Program, example_inputs
 from dsopt.ir.interpret import evaluate_all
-from dsopt.measure.match import rewritten_like, specialized_like
+from dsopt.measure.match import at_sizes, rewritten_like
 from dsopt.runtime import Session
 
 Progress = Callable[[int, int, str], None]
@@ -28,12 +28,16 @@ _RUNS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class OutputAgreement:
-    """How an output compares over all runs. relative_error: max|a-b| / max|b|, inf where shape, dtype or NaNs differ."""
+    """How an output compares over all runs. relative_error: max|a-b| / max|b|, inf where shape, dtype or NaNs differ.
+
+    largest_difference: max|a-b|, NaN where a NaN stands in one only.  note: what the numbers do not say, "" mostly.
+    """
 
     name: str
     relative_error: float
     largest_difference: float
     worst_run: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def verify(
     program: Program,
     feeds: Sequence[Feed] | None = None,
     *,
+    sizes: Mapping[str, int] | None = None,
     bisect: bool = False,
     tolerance: float = 1e-4,
     seed: int = 0,
@@ -89,11 +94,12 @@ def verify(
 ) -> Verification:
     """Run artifact and program on the same inputs, carrying states from run to run, and compare every output.
 
-    feeds: {input name: array} for each run; seeded ones if not given.  bisect: also compare layer by layer, in the run with the
-    largest error.  Raises UsageError if the program is not the one that the artifact was built from.
+    feeds: {input name: array} for each run; seeded ones if not given.  sizes: of the dims that vary, in seeded inputs; a size
+    that the artifact fixes must be the same.  bisect: also compare layer by layer, in the run with the largest error.
+    Raises UsageError if the program is not the one that the artifact was built from.
     """
-    program = specialized_like(program, artifact.manifest)
-    runs = _runs(program, feeds, seed)
+    program = at_sizes(program, artifact.manifest, sizes or {})
+    runs = _runs(program, feeds, sizes or {}, seed)
     with Session(artifact) as session:
         outputs = _compare_outputs(session, program, runs, progress)
         layers: tuple[LayerAgreement, ...] = ()
@@ -103,10 +109,12 @@ def verify(
     return Verification(artifact.target, len(runs), tolerance, outputs, layers)
 
 
-def _runs(program: Program, feeds: Sequence[Feed] | None, seed: int) -> list[tuple[Tensor, ...]]:
+def _runs(
+    program: Program, feeds: Sequence[Feed] | None, sizes: Mapping[str, int], seed: int
+) -> list[tuple[Tensor, ...]]:
     if feeds is None:
         count = _SEEDED_RUNS_WITH_STATE if program.states else 1
-        return [example_inputs(program, seed=seed + step) for step in range(count)]
+        return [example_inputs(program, sizes, seed + step) for step in range(count)]
     if not feeds:
         raise UsageError("DS0452", "the inputs hold no sample", fix="give at least one")
     names = [spec.name for spec in program.signature.inputs]
@@ -125,14 +133,38 @@ def _compare_outputs(
     states: States | None = None
     names = [spec.name for spec in program.signature.outputs]
     worst: dict[str, OutputAgreement] = {}
+    nothing = dict.fromkeys(names, "")
     for number, (inputs, got) in enumerate(_results(session, program, runs, progress)):
         wanted, states = program.run_stateful(inputs, states)
         for name, value in zip(names, wanted, strict=True):
             want = value.detach().numpy()
             error = relative_error(got[name], want)
+            nothing[name] = _why_nothing(want) if number == 0 or nothing[name] else ""
             if name not in worst or not error <= worst[name].relative_error:
-                worst[name] = OutputAgreement(name, error, _largest_difference(got[name], want), number)
-    return tuple(worst[name] for name in names)
+                worst[name] = OutputAgreement(
+                    name, error, _largest_difference(got[name], want), number, _what_differs(got[name], want)
+                )
+    return tuple(replace(worst[name], note=worst[name].note or nothing[name]) for name in names)
+
+
+def _why_nothing(want: Array) -> str:
+    """Say why an output had no number to compare, "" where it had one."""
+    if want.size == 0:
+        return "nothing compared: it has no element"
+    return "" if np.isfinite(want).any() else "nothing compared: it holds only NaN or infinity"
+
+
+def _what_differs(got: Array, want: Array) -> str:
+    """Say what differs beside finite numbers, "" where nothing does."""
+    if got.shape != want.shape:
+        return f"shape {list(got.shape)} instead of {list(want.shape)}"
+    if got.dtype != want.dtype:
+        return f"{got.dtype} instead of {want.dtype}"
+    if not np.array_equal(np.isnan(got), np.isnan(want)):
+        return "NaN in one, not in the other"
+    if not np.array_equal(got[np.isinf(got)], want[np.isinf(got)]) or not np.array_equal(np.isinf(got), np.isinf(want)):
+        return "infinity in one, not in the other"
+    return ""
 
 
 def _results(
@@ -149,7 +181,11 @@ def _results(
 def _largest_difference(got: Array, want: Array) -> float:
     if got.shape != want.shape:
         return float("inf")
-    difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    left, right = got.astype(np.float64), want.astype(np.float64)
+    if not np.array_equal(np.isnan(left), np.isnan(right)):
+        return float("nan")
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        difference = np.abs(left - right)
     return float(np.nanmax(difference)) if difference.size and not np.isnan(difference).all() else 0.0
 
 

@@ -39,3 +39,17 @@ def test_bad_requests_are_sentences(run: Run, artifact: Path) -> None:
     assert "DS0455" in run("bench", artifact, "--against", "torch", code=2).stderr
     assert "unknown peer 'abacus'" in run("bench", artifact, "--against", "abacus", "--model", TINY, code=2).stderr
     assert "DS0801" in run("bench", "nothing", code=2).stderr
+
+
+def test_sizes_that_vary_are_those_of_the_model_s_example(
+    run: Run, run_json: Callable[..., Any], artifact: Path
+) -> None:
+    assert run_json("bench", artifact, "--seconds", "0", "--model", TINY)["shapes"] == {"x": [2, 4]}
+    assert run_json("bench", artifact, "--seconds", "0", "--model", TINY, "--dim", "batch=3")["shapes"] == {"x": [3, 4]}
+    assert run_json("bench", artifact, "--seconds", "0")["shapes"] == {"x": [1, 4]}
+
+
+def test_layers_are_shown_with_their_operators(run: Run, artifact: Path) -> None:
+    text = run("bench", artifact, "--seconds", "0", "--layers").stdout
+    assert "operator" in text
+    assert "aten.linear.default" in text

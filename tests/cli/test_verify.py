@@ -53,3 +53,7 @@ def test_another_model_is_refused(run: Run, artifact: Path) -> None:
     text = run("verify", artifact, "--against", "tests.cli.models:counter", code=2).stderr
     assert "DS0451: the model is not the one that the artifact was built from" in text
     assert "x: [2, 3] in the model, [batch, 4] in the artifact" in text
+
+
+def test_sizes_can_be_fixed_for_an_artifact_whose_sizes_vary(run_json: Callable[..., Any], artifact: Path) -> None:
+    assert run_json("verify", artifact, "--against", "tests.cli.models:tiny", "--dim", "batch=5")["agrees"]

@@ -91,3 +91,37 @@ def test_an_artifact_of_another_shape_is_refused(conv_program: Program, counter_
 def replace_names(artifact: Artifact) -> Artifact:
     inputs = [{**entry, "name": "image"} for entry in artifact.manifest["inputs"]]
     return replace(artifact, manifest={**artifact.manifest, "inputs": inputs})
+
+
+def test_other_output_names_are_refused_with_both_lists(conv_program: Program) -> None:
+    artifact = dsopt.compile(conv_program, "cpu")
+    outputs = [{**entry, "name": "logits"} for entry in artifact.manifest["outputs"]]
+    renamed = replace(artifact, manifest={**artifact.manifest, "outputs": outputs})
+    with pytest.raises(UsageError, match="outputs of the model: output; of the artifact: logits"):
+        verify(renamed, conv_program)
+
+
+def test_nan_in_one_is_named_and_nan_in_both_is_no_comparison(capture_function: Callable[..., Any]) -> None:
+    logarithm = capture_function(lambda x: torch.log(x), torch.ones(3))
+    clamped = capture_function(lambda x: torch.log(torch.clamp(x, min=0.5)), torch.ones(3))
+    artifact = dsopt.compile(logarithm, "cpu")
+    (differs,) = verify(artifact, clamped, [{"x": np.array([-1, 1, 2], np.float32)}]).outputs
+    assert differs.note == "NaN in one, not in the other"
+    assert np.isnan(differs.largest_difference)
+    negative = {"x": np.full(3, -1, np.float32)}
+    (alike,) = verify(artifact, logarithm, [negative]).outputs
+    assert alike.relative_error == 0
+    assert alike.note == "nothing compared: it holds only NaN or infinity"
+    (some,) = verify(artifact, logarithm, [negative, {"x": np.ones(3, np.float32)}]).outputs
+    assert some.note == ""
+
+
+def test_sizes_are_taken_for_dims_that_vary_and_compared_with_those_fixed(conv_program: Program) -> None:
+    artifact = dsopt.compile(conv_program, "cpu")
+    assert verify(artifact, conv_program, sizes={"batch": 5}, bisect=True).agrees
+    fixed = dsopt.compile(conv_program.specialize({"batch": 3}), "cpu")
+    assert verify(fixed, conv_program, sizes={"batch": 3}).agrees
+    with pytest.raises(UsageError, match="DS0451"):
+        verify(fixed, conv_program, sizes={"batch": 4})
+    with pytest.raises(UsageError):
+        verify(artifact, conv_program, sizes={"depth": 4})
