@@ -56,6 +56,12 @@ def _capture_named(
     text: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: DynamicSizes | None, trust_pickle: bool
 ) -> Program:
     path = Path(text)
+    if _names_module(text):
+        raise UsageError(
+            "DS0155",
+            f"{text!r} names a module and no factory in it",
+            fix=f"name a function of it, as {_module(text)}:make",
+        )
     if not path.exists():
         module, colon, _ = text.partition(":")
         if colon and "/" not in module and not text.endswith((".pt", ".pt2", ".onnx")):
@@ -80,6 +86,20 @@ def _capture_named(
     return (
         finish(found, {}) if isinstance(found, ExportedProgram) else _capture_module(found, args, kwargs, dynamic, text)
     )
+
+
+def _names_module(text: str) -> bool:
+    """Tell whether a text without ":factory" stands for a Python module or package below the working folder."""
+    name = _module(text)
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    place = Path(*name.split("."))
+    is_ours = place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+    return is_ours and (text.endswith(".py") or not Path(text).is_file()) and not (place / "manifest.json").is_file()
+
+
+def _module(text: str) -> str:
+    return text.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
 
 
 def _capture_spec(

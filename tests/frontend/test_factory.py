@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsopt.api import load_model
 from dsopt.errors import CaptureError, UsageError
 from dsopt.frontend.factory import load_factory
 
@@ -112,3 +113,18 @@ def test_a_factory_that_does_not_load_says_why(text: str, code: str, words: str)
         load_factory(text)
     assert caught.value.code == code
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["forgotten", "forgotten.py", "./forgotten.py", "kept", "kept/inner.py", "kept.inner"])
+def test_a_module_without_its_factory_says_how_to_name_one(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forgotten.py").write_text("def make(): ...\n")
+    (tmp_path / "kept").mkdir()
+    for name in ("__init__.py", "inner.py"):
+        (tmp_path / "kept" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"names a module and no factory in it\n  do: name a function of it, as [\w.]+:make"
+    ):
+        load_model(text)
