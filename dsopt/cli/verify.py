@@ -81,6 +81,8 @@ def _text(found: Verification, bisect: bool) -> str:
         else:
             text += f"\nNo layer differs by more than {found.tolerance:g}.\n"
     verdict = "agrees with" if found.agrees else "differs from"
+    if found.agrees and found.outputs and all(each.note for each in found.outputs):
+        verdict = "gave no number to compare with"
     return (
         text
         + f"\n{found.target} {verdict} the model on {found.runs} {'run' if found.runs == 1 else 'runs'} (tolerance {found.tolerance:g}).\n"

@@ -57,3 +57,11 @@ def test_another_model_is_refused(run: Run, artifact: Path) -> None:
 
 def test_sizes_can_be_fixed_for_an_artifact_whose_sizes_vary(run_json: Callable[..., Any], artifact: Path) -> None:
     assert run_json("verify", artifact, "--against", "tests.cli.models:tiny", "--dim", "batch=5")["agrees"]
+
+
+def test_a_comparison_of_nothing_is_not_called_agreement(run: Run, artifact: Path) -> None:
+    np.savez("x.npz", x=np.full((2, 4), np.nan, np.float32))
+    text = run("verify", artifact, "--against", "tests.cli.models:tiny", "--inputs", "x.npz").stdout
+    assert "nothing compared: it holds only NaN or infinity" in text
+    assert "cpu gave no number to compare with the model" in text
+    assert "agrees" not in text
