@@ -122,7 +122,9 @@ def test_a_miscompile_planted_in_the_onnx_fails_the_build(
 
 
 @pytest.mark.mcu
-@pytest.mark.parametrize(("old", "new"), [("total +=", "total -="), ("oh - 1;", "oh - 0;"), ("* weight[", "* -weight[")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("total +=", "total -="), ("oh - 1;", "oh - 0;"), ("* weight[", "* -weight[")]
+)
 def test_a_miscompile_planted_in_the_c_fails_the_build(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ziglang")
     pytest.importorskip("unicorn")
