@@ -203,7 +203,7 @@ def test_an_empty_batch_runs(conv_program: Program) -> None:
     ("model", "kind", "message"),
     [
         ("missing.pt2", ReadError, "there is no file missing.pt2"),
-        ("no.such.module:factory", CaptureError, "there is no module"),
+        ("no.such.module:factory", UsageError, "there is no module"),
         (3.14, UsageError, "cannot capture a float"),
     ],
 )
