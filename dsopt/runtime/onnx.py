@@ -70,7 +70,10 @@ class OnnxExecutor:
 
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Run once. Raises InputError if ONNX Runtime fails on these values."""
-        results = _run(self._native, self._outputs, feeds)
+        try:
+            results = self._native.run(self._outputs, feeds, None)
+        except _ORT_ERRORS as problem:
+            raise _run_failed(problem) from problem
         return dict(zip(self._names, results))  # noqa: B905 equal since __init__, and strict= takes 0.3 us
 
     def trace(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -126,13 +129,17 @@ def _run(session: Any, outputs: Sequence[str], feeds: Mapping[str, np.ndarray[An
     try:
         results: list[np.ndarray[Any, Any]] = session.run(outputs, feeds, None)
     except _ORT_ERRORS as problem:
-        raise InputError(
-            "DS0852",
-            "ONNX Runtime could not run the model on these inputs",
-            why=_sentence(problem),
-            fix="check the inputs' shapes and indices against the model's",
-        ) from problem
+        raise _run_failed(problem) from problem
     return results
+
+
+def _run_failed(problem: Exception) -> InputError:
+    return InputError(
+        "DS0852",
+        "ONNX Runtime could not run the model on these inputs",
+        why=_sentence(problem),
+        fix="check the inputs' shapes and indices against the model's",
+    )
 
 
 def _open(artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), profile_to: str = "") -> Any:

@@ -72,7 +72,8 @@ class Session:
         """
         feeds = self._as_before(inputs, named)
         results = self._step(self._bind(inputs, named) if feeds is None else feeds)
-        return unflatten(self._output_tree, results)
+        tree = self._output_tree
+        return results[tree] if type(tree) is str else unflatten(tree, results)
 
     def run_flat(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run on {flat input name: array} and return {flat output name: array}. Raises InputError."""
