@@ -227,7 +227,7 @@ def retype(
     """
     mode = private.new_fake_mode()
     sizes: dict[str, int | torch.SymInt] = dict(fixed)
-    hints = _hints(program) if given is None else {}
+    hints = program.example_sizes() if given is None else {}
     given = given or {node: (program.shape(node), program.dtype(node)) for node in program.placeholders}
     for name, dim in dims.items():
         sizes[name] = private.new_symbol(mode, name, hints.get(name, max(dim.min, 4)), dim.min, dim.max)
@@ -240,16 +240,6 @@ def retype(
             node.meta["val"] = infer(node)
             _fold_size(node)
     program.graph.eliminate_dead_code()
-
-
-def _hints(program: Program) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for node in program.inputs:
-        for size in node.meta["val"].shape:
-            name = program.symbols.get(str(size))
-            if name is not None:
-                found[name] = private.hint_of(size)
-    return found
 
 
 def _fold_size(node: fx.Node) -> None:
