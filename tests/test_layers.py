@@ -30,7 +30,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "passes": ({"ir", "ops", *BASE}, {"torch", "numpy"}),
     "frontend": ({"ir", "ops", *BASE}, {"torch", "onnx", "numpy"}),
     "ir": ({"ops", *BASE}, {"torch"}),
-    "ops": (set(), {"torch"}),
+    "ops": (set(), {"torch", "numpy"}),
     "npy": (set(), {"numpy"}),
     "runtime": ({"artifact", "simulate", "npy", *BASE}, {"numpy", "onnxruntime"}),
     "simulate": ({*BASE}, {"numpy", "unicorn", "elftools"}),

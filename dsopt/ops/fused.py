@@ -1,20 +1,18 @@
-"""The dsopt:: operators that passes put into a program: schema, shape rule, gradient and reference in one place.
+"""Convolution, linear layer and addition with the activation that follows them, as `fuse-activation` writes them.
 
-The reference is plain torch and is what every backend's kernel is tested against. An operator whose reference is made of
-differentiable torch calls is registered as a composite: its shape rule and its gradient then are those of the reference, so
-the three cannot disagree. Importing this module registers the operators; it may be imported any number of times.
+The reference is plain torch and is what every backend's kernel is tested against. It is made of differentiable torch calls, so
+that shape rule, gradient and reference cannot disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("dsopt", "DEF")  # type: ignore[no-untyped-call]
+from dsopt.ops.library import register_composite
 
 ACTIVATIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "none": (0, lambda x: x),
@@ -76,15 +74,12 @@ def add_act(x: Tensor, y: Tensor, activation: str, params: Sequence[float]) -> T
     return activate(x + y, activation, params)
 
 
-def _register(schema: str, reference: Callable[..., Any]) -> None:
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(schema.partition("(")[0], reference, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
-
-
-_register(
+register_composite(
     "conv_act(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, "
     "SymInt[] output_padding, SymInt groups, str activation, float[] params) -> Tensor",
     conv_act,
 )
-_register("linear_act(Tensor x, Tensor weight, Tensor? bias, str activation, float[] params) -> Tensor", linear_act)
-_register("add_act(Tensor x, Tensor y, str activation, float[] params) -> Tensor", add_act)
+register_composite(
+    "linear_act(Tensor x, Tensor weight, Tensor? bias, str activation, float[] params) -> Tensor", linear_act
+)
+register_composite("add_act(Tensor x, Tensor y, str activation, float[] params) -> Tensor", add_act)

@@ -1,0 +1,106 @@
+"""One direction of one LSTM or GRU layer whose inner values are rounded as integer code rounds them.
+
+The formats are those of `dsopt.ops.integer.recurrent`: sums of gates in 16 bits with 12 after the point, the cell of an LSTM and
+the state of a GRU in 16 bits, what goes back into the layer and out of it in 8. Inputs and weights are rounded by the
+caller, by fake_quantize or dequantize. The gradient goes straight through every rounding inside of its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsopt.ops.library import register_recomputed
+
+GATE_BITS = 12
+"""Bits after the point of the sums of gates: their range is -8 to 8, beyond which sigmoid and tanh are flat."""
+
+STATE_BITS = 15
+"""Bits after the point of the state of a GRU, which is between -1 and 1: an update may be far smaller than a step of 8 bits."""
+
+
+def _grid(x: Tensor, scale: float, zero_point: int = 0, bits: int = 16) -> Tensor:
+    half = 1 << (bits - 1)
+    steps, zero = x.new_tensor(scale), x.new_tensor(float(zero_point))
+    rounded: Tensor = torch.ops.dsopt.fake_quantize(x, steps, zero, 0, 0, -half, half - 1, False)
+    return rounded
+
+
+def _gate(x: Tensor) -> Tensor:
+    return _grid(x, 2.0**-GATE_BITS)
+
+
+def _walk(x: Tensor, batch_first: bool, reverse: bool, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `step` to the input of each time, first to last or last to first, and stack what it returns as x is stacked."""
+    axis = 1 if batch_first else 0
+    slices = list(x.unbind(axis))
+    outputs = [step(each) for each in (reversed(slices) if reverse else slices)]
+    return torch.stack(outputs[::-1] if reverse else outputs, axis)
+
+
+def fake_quantized_lstm(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor | None, h_scale: float, h_zero: int, cell_bits: int,
+    batch_first: bool, reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return (y, h, c) of an LSTM (Hochreiter and Schmidhuber 1997; gates in torch's order: input, forget, cell, output).
+
+    x: (T, B, I), or (B, T, I) with batch_first; h0, c0: (B, H); w_ih: (4H, I); w_hh: (4H, H); bias: (4H,), both biases of torch
+    added. y: (T, B, H) or (B, T, H) on the 8-bit grid of h_scale and h_zero; c is kept in 16 bits with `cell_bits` after the point.
+    """
+    state = [_grid(h0, h_scale, h_zero, 8), _grid(c0, 2.0**-cell_bits)]
+
+    def step(value: Tensor) -> Tensor:
+        h, c = state
+        sums = _gate(_gate(F.linear(value, w_ih, bias)) + _gate(F.linear(h, w_hh)))
+        gate, forget, cell, output = sums.chunk(4, -1)
+        c = _grid(torch.sigmoid(forget) * c + torch.sigmoid(gate) * torch.tanh(cell), 2.0**-cell_bits)
+        h = _grid(torch.sigmoid(output) * torch.tanh(c), h_scale, h_zero, 8)
+        state[:] = [h, c]
+        return h
+
+    return _walk(x, batch_first, reverse, step), state[0], state[1]
+
+
+def fake_quantized_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None, h_scale: float, h_zero: int,
+    batch_first: bool, reverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return (y, h) of a GRU (Cho et al. 2014; gates in torch's order: reset, update, new).
+
+    x: (T, B, I), or (B, T, I) with batch_first; h0: (B, H); w_ih: (3H, I); w_hh: (3H, H); biases: (3H,). y: (T, B, H) or (B, T, H)
+    on the 8-bit grid of h_scale and h_zero; h: (B, H) in 16 bits with 15 after the point.
+    """
+    state = [_grid(h0, 2.0**-STATE_BITS)]
+
+    def step(value: Tensor) -> Tensor:
+        (h,) = state
+        from_input = _gate(F.linear(value, w_ih, bias_ih)).chunk(3, -1)
+        from_state = _gate(F.linear(_grid(h, h_scale, h_zero, 8), w_hh, bias_hh)).chunk(3, -1)
+        reset, update = (torch.sigmoid(_gate(a + b)) for a, b in zip(from_input[:2], from_state[:2], strict=True))
+        new = torch.tanh(_gate(from_input[2] + reset * from_state[2]))
+        h = _grid(new + update * (h - new), 2.0**-STATE_BITS)
+        state[:] = [h]
+        return _grid(h, h_scale, h_zero, 8)
+
+    return _walk(x, batch_first, reverse, step), state[0]
+
+
+def _sequence(x: Tensor, h0: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], h0.shape[-1]))
+
+
+register_recomputed(
+    "fake_quantized_lstm(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? bias, float h_scale, int h_zero, "
+    "int cell_bits, bool batch_first, bool reverse) -> (Tensor, Tensor, Tensor)",
+    fake_quantized_lstm,
+    lambda x, h0, c0, *rest: (_sequence(x, h0), torch.empty_like(h0), torch.empty_like(c0)),
+)
+register_recomputed(
+    "fake_quantized_gru(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh, float h_scale, int h_zero, "
+    "bool batch_first, bool reverse) -> (Tensor, Tensor)",
+    fake_quantized_gru,
+    lambda x, h0, *rest: (_sequence(x, h0), torch.empty_like(h0)),
+)
