@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pack = json.loads((chosen.folder / "pack.json").read_text())
     rows: list[Row] = []
     for name, trial, tolerance in trials(pack):
-        progress(f"{name}: {trial}")
         outcome = in_a_process(chosen.folder, name, trial, chosen.timeout)
         if outcome.get("code") == NO_GPU:
             print(f"There is no GPU here, so nothing was run.\n{outcome['why']}", file=sys.stderr)
             return 4
         rows.append(row_of(name if trial == "calls" else f"{name}, {trial}", tolerance, outcome))
+        # At once and in full: whoever lends the machine may take it back before the table is printed.
+        progress(f"{rows[-1]['name']}: {rows[-1]['result']} {rows[-1]['relative_error']} {rows[-1]['why']}".rstrip())
     show(rows, as_json=chosen.json)
     for left_out in pack["left_out"]:
         progress(f"not packed: {left_out['name']} of {left_out['bytes']:,} bytes {left_out['error']}".rstrip())
