@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsopt.ops.library import register_gradient, register_opaque
+from dsopt.ops.rounding import float_bounds
 
 GROUP_LEVELS = 255
 """The scale of a group is a whole multiple, 1 to this, of its channel's smallest step (Dai et al. 2021, "VS-Quant", section 4.4)."""
@@ -34,7 +35,7 @@ def storage_dtype(low: int, high: int) -> torch.dtype:
 
 def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
     """Return clamp(rint(x / scale) + zero_point, low, high), still as floats; NaN stays NaN."""
-    return torch.clamp(torch.round(x / scale) + zero_point, low, high)
+    return torch.clamp(torch.round(x / scale) + zero_point, *float_bounds(low, high))
 
 
 # ---- scales ----
@@ -74,9 +75,10 @@ def spread_scale(scale: Tensor, shape: torch.Size | tuple[int, ...], axis: int, 
 
 def quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
     """Return the nearest integers, low..high, of float32 x per tensor; NaN becomes the zero point. See `dsopt.ops.rounding`."""
-    steps = torch.round(x.to(torch.float32) / scale)
+    step = x.new_tensor(scale, dtype=torch.float32)  # by a plain number, a GPU would multiply with its reciprocal
+    steps = torch.round(x.to(torch.float32) / step)
     steps = torch.where(steps.isnan(), 0.0, steps) + zero_point
-    return torch.clamp(steps, low, high).to(storage_dtype(low, high))
+    return torch.clamp(steps, *float_bounds(low, high)).to(storage_dtype(low, high))
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:

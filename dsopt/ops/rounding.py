@@ -41,7 +41,15 @@ MIN_SHIFT, MAX_SHIFT = -2, 30
 """The shifts that `requantize` takes."""
 
 FACTOR_BITS = 20
-"""Whole-numbered factors are below 2 to this power, so that 255 times two of them stay below 2^30."""
+"""Whole-numbered factors are at most 2 to this power, so that 255 times two of them stay below 2^30."""
+
+
+def float_bounds(low: int, high: int) -> tuple[float, float]:
+    """Return the outermost float32 numbers that are not outside of low..high: those that may be cast to an integer type."""
+    least, most = np.float32(low), np.float32(high)
+    least = np.nextafter(least, np.float32(np.inf)) if float(least) < low else least
+    most = np.nextafter(most, np.float32(-np.inf)) if float(most) > high else most
+    return float(least), float(most)
 
 
 def quantize(x: Array, scale: float | Array, zero_point: int | Array, low: int, high: int) -> Array:
@@ -49,7 +57,7 @@ def quantize(x: Array, scale: float | Array, zero_point: int | Array, low: int, 
     with np.errstate(over="ignore", invalid="ignore"):
         steps = np.rint(np.asarray(x, np.float32) / np.asarray(scale, np.float32))
     shifted = np.where(np.isnan(steps), np.float32(0), steps) + np.asarray(zero_point, np.float32)
-    q: Array = np.clip(shifted, low, high).astype(np.int64)
+    q: Array = np.clip(shifted, *float_bounds(low, high)).astype(np.int64)
     return q
 
 
@@ -77,24 +85,26 @@ def shift_right(h: Array, shift: int | Array) -> Array:
 def requantize(acc: Array, multiplier: int | Array, shift: int | Array, zero_point: int, low: int, high: int) -> Array:
     """Return clamp(acc * multiplier / 2^31 / 2^shift + zero_point, low, high) with the two roundings of this module."""
     left = np.maximum(-np.asarray(shift, np.int64), 0)
-    q: Array = np.clip(shift_right(high_product(acc << left, multiplier), shift) + zero_point, low, high)
+    near = np.where(left > 0, np.clip(acc, -ACCUMULATOR_LIMIT, ACCUMULATOR_LIMIT), acc)
+    q: Array = np.clip(shift_right(high_product(near << left, multiplier), shift) + zero_point, low, high)
     return q
 
 
 def multiplier_and_shift(factors: Sequence[float] | Array) -> tuple[Array, Array]:
     """Write real factors > 0 as multiplier / 2^31 / 2^shift; int32 arrays.
 
-    A factor too small to move any sum by half a step (below 2^-31) becomes 0, with shift 1; so does 0 itself. Raises ValueError
-    for a factor of 8 or more, which would make every sum saturate.
+    A factor too small to move any sum of int32 by half a step (below 2^-31) becomes 0, with shift 1; so does 0 itself. Raises
+    ValueError for a factor of 4 or more.
     """
     multipliers, shifts = [], []
     for factor in np.asarray(factors, np.float64).reshape(-1).tolist():
+        if not 0 <= factor < 1 << -MIN_SHIFT:
+            raise ValueError(f"{factor} is no factor from 0 to {1 << -MIN_SHIFT}")
         fraction, exponent = math.frexp(factor)
         multiplier = round(fraction * (1 << 31))
         if multiplier == 1 << 31:
-            multiplier, exponent = 1 << 30, exponent + 1
-        if not 0 <= factor < math.inf or -exponent < MIN_SHIFT:
-            raise ValueError(f"{factor} is no factor from 0 to 8")
+            # rounded up to a power of two: the next shift, but 4 itself has none
+            multiplier, exponent = (1 << 30, exponent + 1) if -exponent > MIN_SHIFT else ((1 << 31) - 1, exponent)
         if multiplier == 0 or -exponent > MAX_SHIFT:
             multiplier, exponent = 0, -1
         multipliers.append(multiplier)
@@ -105,10 +115,10 @@ def multiplier_and_shift(factors: Sequence[float] | Array) -> tuple[Array, Array
 def common_factors(factors: Sequence[float]) -> tuple[list[int], int]:
     """Write real factors as whole numbers of magnitude up to 2^20 over one power of two: factor = whole / 2^shift, 0 <= shift <= 30.
 
-    Raises ValueError for a factor above 2^20.
+    Raises ValueError for a factor of 2^20 or more.
     """
     largest = max(map(abs, factors))
-    shift = min(FACTOR_BITS - math.frexp(largest)[1], MAX_SHIFT) if largest > 0 else 1
-    if shift < 0:
+    if not largest < 1 << FACTOR_BITS:
         raise ValueError(f"{largest} is no factor below {1 << FACTOR_BITS}")
+    shift = min(FACTOR_BITS - math.frexp(largest)[1], MAX_SHIFT) if largest > 0 else 1
     return [round(factor * (1 << shift)) for factor in factors], shift

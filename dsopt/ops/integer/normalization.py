@@ -23,6 +23,9 @@ def q_softmax(x: Array, coarse: Array, fine: Array | None, mask: Array | None, a
 
     coarse: (256,) int32, exp(-d scale) 2^T by the difference d to the largest int8; with int16 x, by d / 256, and fine: (256,) int32,
     exp(-d scale) 2^15 by d % 256.  mask: bool, broadcast; what is false takes no part, and a row without any true is all zeros.
+
+    With bits = 8, a kernel divides in int32: coarse must not exceed 2^22 (T <= 22), and `size * coarse[0]` must stay below 2^30,
+    size being that of the axis. With bits = 16 it divides in int64, and `size * coarse[0]` must stay below 2^47.
     """
     seen = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask, x.shape)
     values = np.where(seen, x.astype(np.int64), np.iinfo(np.int64).min)
@@ -47,7 +50,7 @@ def q_layer_norm(
 
     With n = count, S and Q the sums of a row and of its squares: (n x - S) / sqrt(n Q - S^2 + epsilon), in which the scale and the
     zero point of x do not occur, with 16 bits after the point; then times multiplier[i] / 2^31 plus offset[i], over 2^extra_bits.
-    multiplier, offset: (n,) int32.  epsilon: at least 1.
+    multiplier, offset: (n,) int32.  epsilon: at least 1; n^2 times the square of the largest |x| must stay below 2^62.
     """
     rows = x.reshape(-1, count).astype(np.int64)
     total, squares = rows.sum(1), (rows * rows).sum(1)
@@ -61,7 +64,8 @@ def q_layer_norm(
 def _inverse_root(variance: Array) -> tuple[Array, Array]:
     """Return (inverse, shift) with inverse / 2^shift = 2^16 / sqrt(variance) for 0 < variance < 2^62.
 
-    The variance is shifted left by an even number of bits to 2^60..2^62, its root R is 2^30 <= R < 2^31, and inverse = 2^61 // R.
+    The variance is shifted left by an even number of bits to 2^60..2^62, its root R is 2^30 <= R < 2^31, and inverse = 2^61 // R,
+    which is above 2^30 and at most 2^31.
     """
     inverses, shifts = [], []
     for value in variance.tolist():

@@ -86,8 +86,8 @@ def q_mean(
     x: Array, dims: Sequence[int], keepdim: bool, pre_shift: int, multiplier: int, shift: int, x_zero: int, y_zero: int, low: int,
     high: int, bits: int,
 ) -> Array:  # fmt: skip
-    """Return the requantised sums over some dims, shifted left by `pre_shift` first."""
-    total = np.sum(x.astype(np.int64) - x_zero, tuple(dims), keepdims=keepdim)
+    """Return the requantised sums over some dims (none are all, as in torch), shifted left by `pre_shift` first."""
+    total = np.sum(x.astype(np.int64) - x_zero, tuple(dims) or None, keepdims=keepdim)
     return finish(total << pre_shift, multiplier, shift, y_zero, low, high, bits, False)
 
 

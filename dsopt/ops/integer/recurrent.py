@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dsopt.ops.integer.common import Array, integer_operator, narrow, stored_weight
-from dsopt.ops.rounding import requantize, shift_right
+from dsopt.ops.rounding import ACCUMULATOR_LIMIT, requantize, shift_right
 
 _LOW, _HIGH = -32768, 32767
 
@@ -43,6 +43,7 @@ def _saturate(values: Array) -> Array:
 
 def _sums(x: Array, zero: int, weight: Array, bias: Array | None, multiplier: Array, shift: Array) -> Array:
     acc = (x.astype(np.int64) - zero) @ weight.astype(np.int64).T + (0 if bias is None else bias.astype(np.int64))
+    assert acc.size == 0 or int(np.abs(acc).max()) < ACCUMULATOR_LIMIT, "a sum is larger than lower-integer proved"
     return requantize(acc, multiplier, shift, 0, _LOW, _HIGH)
 
 
