@@ -20,7 +20,7 @@ C_TYPES = {"float32": "float", "int64": "int64_t", "int32": "int32_t", "int16": 
 _INFIX = {
     "Mul": ("*", 12), "Div": ("/", 12), "Mod": ("%", 12), "Add": ("+", 11), "Sub": ("-", 11), "LT": ("<", 9), "LE": ("<=", 9),
     "GT": (">", 9), "GE": (">=", 9), "EQ": ("==", 8), "NE": ("!=", 8), "And": ("&&", 4), "Or": ("||", 3),
-    "BitwiseAnd": ("&", 7), "BitwiseOr": ("|", 5), "BitwiseXor": ("^", 6),
+    "BitwiseAnd": ("&", 7), "BitwiseOr": ("|", 5), "BitwiseXor": ("^", 6), "LShift": ("<<", 10), "RShift": (">>", 10),
 }  # fmt: skip
 _INFIX_CALLS = {
     "bitwise_and": ("&", 7), "bitwise_or": ("|", 5), "bitwise_xor": ("^", 6), "shift_left": ("<<", 10), "shift_right": (">>", 10),
@@ -237,13 +237,18 @@ class _Printer:
         # operands of comparisons and bit operators get parentheses unless they are arithmetic, and those of || and && unless they
         # are comparisons: what -Wparentheses asks for, and what a reader need not look up
         left = {8: 10, 9: 10, 5: 12, 6: 12, 7: 12, 10: 12, 4: 8, 3: 8}.get(level, level)
-        return f"{self._expression(a, left)} {operator} {self._expression(b, max(level + 1, left))}", level
+        first = self._expression(a, left)
+        if operator == "<<" and type(a).__name__ == "IntImm" and str(a.ty.dtype) == "int64":
+            first = _int64_literal(int(a.value))  # C shifts in the type of the left operand
+        return f"{first} {operator} {self._expression(b, max(level + 1, left))}", level
 
     def _intimm_expr(self, expr: Expr) -> tuple[str, int]:
         value = int(expr.value)
         if str(expr.ty.dtype) == "bool":
             return ("true" if value else "false"), _PRIMARY
-        if value in (-(1 << 31), -(1 << 63)):
+        if not -(1 << 31) <= value < 1 << 31:
+            return _int64_literal(value), _PRIMARY
+        if value == -(1 << 31):
             return f"({value + 1} - 1)", _PRIMARY
         return (str(value), _PRIMARY) if value >= 0 else (f"({value})", _PRIMARY)
 
@@ -311,6 +316,13 @@ class _Printer:
 
 def _within(text: str, level: int, at_least: int) -> str:
     return text if level >= at_least else f"({text})"
+
+
+def _int64_literal(value: int) -> str:
+    """Return a literal of 64 bits; the least number has none of its own."""
+    if value == -(1 << 63):
+        return "(-INT64_C(9223372036854775807) - 1)"
+    return f"INT64_C({value})" if value >= 0 else f"(-INT64_C({-value}))"
 
 
 def _is_zero(expr: Expr) -> bool:

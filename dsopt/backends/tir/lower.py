@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -22,6 +23,9 @@ from dsopt.ir import Program
 _KERNEL_WORDS = {
     "batch_norm": "norm", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "convolution": "conv",
     "add_act": "add", "layer_norm": "norm", "linear_act": "linear", "scaled_dot_product_attention": "attention",
+    "dequantize_channel": "dequantize", "q_layer_norm": "norm",
+    **{f"q_{word}": word for word in ("conv", "linear", "matmul", "add", "mul", "rescale", "lookup", "embedding", "softmax",
+                                      "max_pool", "avg_pool", "mean", "lstm", "gru")},
 }  # fmt: skip
 """How the function of a layer is called after its operator, where that is not the operator's own name."""
 
@@ -70,6 +74,7 @@ class _Lowerer:
         self._kernel_names: set[str] = set()
         self._buffer_names: set[str] = set()
         self._extra: dict[str, Any] = {}
+        self._weights: dict[str, fx.Node] = {}
         self._nested = 0
         self._order = {node: number for number, node in enumerate(program.graph.nodes)}
         self._node: fx.Node = program.output_node
@@ -90,6 +95,11 @@ class _Lowerer:
             Kernel(builder.name, builder.build(), names["input"], names["output"], names["scratch"], self.program.layer(self._node),
                    self.program.source(self._node), self._node.name, multiply_adds)
         )  # fmt: skip
+
+    def constant(self, target: Buffer) -> np.ndarray[Any, Any] | None:
+        root = self.root(target)
+        values = self._weight_values(root.name) if root.kind == "weight" else None
+        return None if values is None else values.reshape(target.shape)
 
     def layouts(self) -> tuple[Layout, ...]:
         node = self._current
@@ -193,7 +203,8 @@ class _Lowerer:
         weight = self.program.weight_name(node)
         states = {state.placeholder: state.name for state in self.program.states}
         if weight is not None:
-            self.values[node] = self._declare(weight, shape, dtype, "weight", None)
+            buffer = self.values[node] = self._declare(weight, shape, dtype, "weight", None)
+            self._weights[buffer.name] = node
         elif node in states:
             self.values[node] = self._declare(states[node], shape, dtype, "state", None)
         else:
@@ -325,12 +336,13 @@ class _Lowerer:
         self.add_kernel(builder, 0)
         return target
 
+    def _weight_values(self, name: str) -> np.ndarray[Any, Any] | None:
+        weight = self.program.weight(self._weights[name]) if name in self._weights else None
+        return self._extra.get(name) if weight is None else weight.detach().contiguous().numpy()
+
     def _constants(self, roots: set[str]) -> dict[str, Any]:
-        constants = {name: value for name, value in self._extra.items() if name in roots}
-        for node in self.program.placeholders:
-            weight, buffer = self.program.weight(node), self.values.get(node)
-            if weight is not None and buffer is not None and buffer.name in roots:
-                constants[buffer.name] = weight.detach().contiguous().numpy()
+        known = [name for name in (*self._extra, *self._weights) if name in roots]
+        constants: dict[str, Any] = {name: self._weight_values(name) for name in known}
         for state in self.program.states:
             constants[self.values[state.placeholder].name] = (
                 self.program.weights[state.name].detach().contiguous().numpy()

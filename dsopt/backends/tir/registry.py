@@ -14,7 +14,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.program import Buffer
@@ -81,6 +83,9 @@ class Session(Protocol):
     def root(self, target: Buffer) -> Buffer:
         """Return the buffer that owns the bytes of `target`."""
 
+    def constant(self, target: Buffer) -> np.ndarray[Any, Any] | None:
+        """Return the values of a weight; None for a buffer whose values are not known yet."""
+
     def layouts(self) -> tuple[Layout, ...]:
         """Return the results of the node being lowered, a view in torch, as strided views of its contiguous first argument."""
 
@@ -146,6 +151,10 @@ class Context:
     def root(self, target: Buffer) -> Buffer:
         """Return the buffer that owns the bytes of `target`."""
         return self.session.root(target)
+
+    def constant(self, target: Buffer) -> np.ndarray[Any, Any] | None:
+        """Return the values of a weight, so that a kernel may be written for them; None where they are known only at run time."""
+        return self.session.constant(target)
 
     def may_overwrite(self, target: Buffer) -> bool:
         """Return whether this node may write its result over `target`, whose bytes nobody reads afterwards."""

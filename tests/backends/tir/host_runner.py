@@ -1,7 +1,8 @@
 """The host oracle: loop programs printed as C, built by the host's compiler and run on guarded numpy memory.
 
 Every buffer has memory of its own, filled with NaN or -1 before the run and fenced by guard bytes, so that a kernel that reads
-what nobody wrote, or writes outside of its buffer, is found out. The planner is not part of this: its tests are elsewhere.
+what nobody wrote, or writes outside of its buffer, is found out; so is undefined behaviour where the compiler is GCC. The planner
+is not part of this: its tests are elsewhere.
 """
 
 from __future__ import annotations
@@ -22,8 +23,20 @@ from dsopt.backends.tir.c_source import c_functions
 from dsopt.backends.tir.lower import lower
 from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program
+from tests.backends.tir.undefined import CHECKS, HANDLERS, assert_defined, has_checks
 
-FLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-ffreestanding", "-fPIC", "-shared"]
+FLAGS = [
+    "-std=c99",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-pedantic",
+    "-Werror",
+    "-ffreestanding",
+    "-fPIC",
+]
 _GUARD = 64
 
 Array = np.ndarray[Any, Any]
@@ -36,24 +49,26 @@ def host_compiler() -> str:
     return compiler
 
 
-def build(loops: LoopProgram, folder: Path) -> ctypes.CDLL:
+def kernel_source(loops: LoopProgram) -> str:
     functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels})
-    math = (files("dsopt.backends.mcu") / "dsopt_math.h").read_text()
-    (folder / "dsopt_math.h").write_text(math)
     prototypes = "".join(function.head(name, "") + ";\n" for name, function in functions.items())
     definitions = "\n".join(function.text(name, "") for name, function in functions.items())
-    text = '#include "dsopt_math.h"\n' + prototypes + definitions
-    (folder / "kernels.c").write_text(text)
-    library = folder / "kernels.so"
-    done = subprocess.run(
-        [host_compiler(), *FLAGS, "kernels.c", "-o", str(library)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[:4000]
+    return '#include "dsopt_math.h"\n' + prototypes + definitions
+
+
+def build(loops: LoopProgram, folder: Path) -> ctypes.CDLL:
+    (folder / "dsopt_math.h").write_text((files("dsopt.backends.mcu") / "dsopt_math.h").read_text())
+    (folder / "kernels.c").write_text(kernel_source(loops))
+    (folder / "undefined.c").write_text(HANDLERS)
+    library, checked = folder / "kernels.so", has_checks(host_compiler())
+    _run_compiler([*FLAGS, *(CHECKS if checked else []), "-c", "kernels.c", "-o", "kernels.o"], folder)
+    _run_compiler(["-shared", "-fPIC", "kernels.o", *(["undefined.c"] if checked else []), "-o", str(library)], folder)
     return ctypes.CDLL(str(library))
+
+
+def _run_compiler(arguments: list[str], folder: Path) -> None:
+    done = subprocess.run([host_compiler(), *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 class _Memory:
@@ -95,6 +110,7 @@ def run_on_host(
         for state in loops.states:
             updated = memory[loops.root(state.update).name].values.copy()
             memory[state.buffer].values[...] = updated
+    assert_defined(library, (folder / "kernels.c").read_text())
     for name, block in memory.items():
         block.check(name)
     for name, values in loops.constants.items():

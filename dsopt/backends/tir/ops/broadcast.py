@@ -50,8 +50,19 @@ def elementwise(
 
     Writes over an operand of the result's shape and dtype that nobody reads afterwards, so that no memory is needed.
     """
+    return elementwise_kernel(context, operands, lambda k, *values: function(*values), compute_dtype)
+
+
+def elementwise_kernel(
+    context: Context,
+    operands: Sequence[Operand],
+    function: Callable[..., Expr],
+    compute_dtype: str | None = None,
+    tables: Sequence[tuple[str, Buffer]] = (),
+) -> Buffer:
+    """Like `elementwise`, for a function(k, *tables, *values) that names values in the kernel or reads tables at any place."""
     compute = compute_dtype or context.dtype
-    target = _reusable(context, operands)
+    target = _reusable(context, operands, [table for _, table in tables])
     in_place = target is not None
     if target is None:
         target = context.result()
@@ -71,9 +82,10 @@ def elementwise(
             else:
                 view = tuple(extent if used else 1 for extent, used in zip(extents, present, strict=True))
                 reads.append((k.read("x", operand, view), operand.dtype, present))
+        whole = [k.read(name, table) for name, table in tables]
         with k.grid(**{f"i{n}" if len(extents) > 1 else "i": extent for n, extent in enumerate(extents)}) as index:
             values = [_load(read, index, compute) for read in reads]
-            value = function(*values)
+            value = function(k, *whole, *values)
             k.store(y, cast(value, _dtype_of(value, compute), context.dtype), *index)
     return context.view(target)
 
@@ -89,12 +101,13 @@ def _dtype_of(value: Expr, default: str) -> str:
     return str(getattr(value, "ty", None) and value.ty.dtype) if not isinstance(value, (int, float)) else default
 
 
-def _reusable(context: Context, operands: Sequence[Operand]) -> Buffer | None:
+def _reusable(context: Context, operands: Sequence[Operand], tables: Sequence[Buffer]) -> Buffer | None:
     """Return an operand to write over: another view of its bytes must be read at the same element, or not at all."""
     buffers = [operand for operand in operands if isinstance(operand, Buffer)]
     for operand in buffers:
         twins = [other for other in buffers if _same_bytes(context, operand, other)]
         fits = all((twin.shape, twin.dtype) == (context.shape, context.dtype) for twin in twins)
+        fits = fits and not any(_same_bytes(context, operand, table) for table in tables)
         if fits and context.may_overwrite(operand):
             return operand
     return None

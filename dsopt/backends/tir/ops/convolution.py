@@ -56,6 +56,93 @@ def spread(values: Sequence[int] | int, rank: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """How a convolution reads its input: x (B, C, *sizes), weight (.., .., *kernel), y (B, N, *out_sizes)."""
+
+    B: int
+    C: int
+    N: int
+    groups: int
+    sizes: tuple[int, ...]
+    out_sizes: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return a letter for each spatial dim."""
+        return _DIMS[3 - len(self.sizes) :]
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Return the shape of the input with a batch dim."""
+        return (self.B, self.C, *self.sizes)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Return the shape of the result with a batch dim."""
+        return (self.B, self.N, *self.out_sizes)
+
+    @property
+    def grid(self) -> dict[str, int]:
+        """Return the grid: one step for each element of the result."""
+        spatial = {f"o{name}": size for name, size in zip(self.names, self.out_sizes, strict=True)}
+        return {"n": self.B, "oc": self.N} | spatial
+
+    def multiply_adds(self, transposed: bool) -> int:
+        """Return the products of one run, those with padding included."""
+        C_g, N_g = self.C // self.groups, self.N // self.groups
+        if transposed:
+            return self.B * self.C * math.prod(self.sizes) * N_g * math.prod(self.kernel)
+        return self.B * self.N * math.prod(self.out_sizes) * C_g * math.prod(self.kernel)
+
+    def windows(self, k: KernelBuilder, out: Sequence[Expr]) -> list[tuple[Expr, Expr, Expr]]:
+        """Return the bounds of the kernel in each spatial dim: see `Window.bounds`."""
+        return [
+            Window(self.sizes[i], self.kernel[i], self.stride[i], self.padding[i], self.dilation[i]).bounds(
+                k, name, out[i], self.out_sizes[i]
+            )
+            for i, name in enumerate(self.names)
+        ]
+
+    def open_taps(
+        self, k: KernelBuilder, loops: ExitStack, windows: Sequence[tuple[Expr, Expr, Expr]]
+    ) -> tuple[list[Expr], list[Expr]]:
+        """Open loops over the kernel positions inside the input. Returns the places in the kernel and in the input."""
+        taps = [
+            loops.enter_context(k.loop(f"k{name}", low, high)) if size > 1 else 0
+            for name, size, (_, low, high) in zip(self.names, self.kernel, windows, strict=True)
+        ]
+        places = [start + tap * step for (start, _, _), tap, step in zip(windows, taps, self.dilation, strict=True)]
+        for size, window in zip(self.kernel, windows, strict=True):
+            if size == 1 and not (isinstance(window[1], int) and isinstance(window[2], int)):
+                loops.enter_context(k.when(tirx.all(window[1] <= 0, window[2] > 0)))
+        return taps, places
+
+    def open_transposed_taps(
+        self, k: KernelBuilder, loops: ExitStack, out: Sequence[Expr]
+    ) -> tuple[list[Expr], list[Expr]]:
+        """Open loops over the kernel positions t with i * stride - padding + t * dilation = out for a place i in the input.
+
+        Returns the places in the kernel and in the input.
+        """
+        taps, places = [], []
+        for i, name in enumerate(self.names):
+            tap = loops.enter_context(k.loop(f"k{name}", 0, self.kernel[i])) if self.kernel[i] > 1 else 0
+            reach = k.let(f"{name}_reach", out[i] + self.padding[i] - tap * self.dilation[i])
+            place = k.let(f"{name}_place", tirx.truncdiv(reach, self.stride[i]) if self.stride[i] > 1 else reach)
+            hits = tirx.all(reach >= 0, place < self.sizes[i])
+            if self.stride[i] > 1:
+                hits = tirx.all(hits, tirx.truncmod(reach, self.stride[i]) == 0)
+            loops.enter_context(k.when(hits))
+            taps.append(tap)
+            places.append(place)
+        return taps, places
+
+
+@dataclass(frozen=True)
 class Convolution:
     """The arguments of a convolution after defaults are spread over the spatial dims."""
 
@@ -69,89 +156,54 @@ class Convolution:
     activation: str = "none"
     params: tuple[float, ...] = ()
 
-
-def _shapes(context: Context, c: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of input and output with a batch dim."""
-    rank = len(c.stride)
-    batched = len(c.x.shape) == rank + 2
-    return (c.x.shape, context.shape) if batched else ((1, *c.x.shape), (1, *context.shape))
+    def geometry(self, y_shape: tuple[int, ...]) -> Geometry:
+        """Return how the input is read; a missing batch dim is 1."""
+        batched = len(self.x.shape) == len(self.stride) + 2
+        (B, C, *sizes), (_, N, *out) = (self.x.shape, y_shape) if batched else ((1, *self.x.shape), (1, *y_shape))
+        steps = (self.stride, self.padding, self.dilation)
+        return Geometry(B, C, N, self.groups, tuple(sizes), tuple(out), self.weight.shape[2:], *steps)
 
 
 def _direct(context: Context, c: Convolution) -> Buffer:
-    (B, C, *sizes), (_, N, *out_sizes) = _shapes(context, c)
-    rank, kernel = len(sizes), c.weight.shape[2:]
-    C_g, N_g = C // c.groups, N // c.groups
+    g = c.geometry(context.shape)
+    C_g, N_g = g.C // c.groups, g.N // c.groups
     result = context.result()
-    names = _DIMS[3 - rank :]
-    work = B * N * math.prod(out_sizes) * C_g * math.prod(kernel)
-    with context.kernel(multiply_adds=work) as k:
-        x = k.read("x", c.x, (B, C, *sizes))
+    with context.kernel(multiply_adds=g.multiply_adds(False)) as k:
+        x = k.read("x", c.x, g.x_shape)
         w = k.read("weight", c.weight)
         b = k.read("bias", c.bias) if c.bias else None
-        y = k.write("y", result, (B, N, *out_sizes))
-        extents = {"n": B, "oc": N} | {f"o{name}": size for name, size in zip(names, out_sizes, strict=True)}
-        with k.grid(**extents) as (n, oc, *out):
+        y = k.write("y", result, g.y_shape)
+        with k.grid(**g.grid) as (n, oc, *out):
             first = 0 if c.groups == 1 else k.let("first", tirx.truncdiv(oc, N_g) * C_g if N_g > 1 else oc * C_g)
             total = k.local("total", b[oc] if b is not None else 0.0, "float32")
-            windows = [
-                Window(sizes[i], kernel[i], c.stride[i], c.padding[i], c.dilation[i]).bounds(
-                    k, names[i], out[i], out_sizes[i]
-                )
-                for i in range(rank)
-            ]
+            windows = g.windows(k, out)
             with ExitStack() as loops:
                 channel = loops.enter_context(k.loop("ic", 0, C_g)) if C_g > 1 else 0
-                taps = [
-                    loops.enter_context(k.loop(f"k{name}", low, high)) if size > 1 else 0
-                    for name, size, (_, low, high) in zip(names, kernel, windows, strict=True)
-                ]
-                places = [
-                    start + tap * step for (start, _, _), tap, step in zip(windows, taps, c.dilation, strict=True)
-                ]
-                with ExitStack() as guards:
-                    for size, window in zip(kernel, windows, strict=True):
-                        if size == 1 and not (isinstance(window[1], int) and isinstance(window[2], int)):
-                            guards.enter_context(k.when(tirx.all(window[1] <= 0, window[2] > 0)))
-                    k.store(total, total[0] + element(x, n, first + channel, *places) * element(w, oc, channel, *taps))
+                taps, places = g.open_taps(k, loops, windows)
+                k.store(total, total[0] + element(x, n, first + channel, *places) * element(w, oc, channel, *taps))
             k.store(y, activate(total[0], c.activation, c.params), n, oc, *out)
     return result
 
 
 def _transposed(context: Context, c: Convolution) -> Buffer:
-    """Gather form: output o takes input i with kernel position t where i * stride - padding + t * dilation = o."""
-    (B, C, *sizes), (_, N, *out_sizes) = _shapes(context, c)
-    rank, kernel = len(sizes), c.weight.shape[2:]
-    C_g, N_g = C // c.groups, N // c.groups
+    """Gather form: each element of the result sums what reaches it."""
+    g = c.geometry(context.shape)
+    C_g, N_g = g.C // c.groups, g.N // c.groups
     result = context.result()
-    names = _DIMS[3 - rank :]
-    with context.kernel(multiply_adds=B * C * math.prod(sizes) * N_g * math.prod(kernel)) as k:
-        x = k.read("x", c.x, (B, C, *sizes))
+    with context.kernel(multiply_adds=g.multiply_adds(True)) as k:
+        x = k.read("x", c.x, g.x_shape)
         w = k.read("weight", c.weight)
         b = k.read("bias", c.bias) if c.bias else None
-        y = k.write("y", result, (B, N, *out_sizes))
-        extents = {"n": B, "oc": N} | {f"o{name}": size for name, size in zip(names, out_sizes, strict=True)}
-        with k.grid(**extents) as (n, oc, *out):
+        y = k.write("y", result, g.y_shape)
+        with k.grid(**g.grid) as (n, oc, *out):
             total = k.local("total", b[oc] if b is not None else 0.0, "float32")
-            first, channel_in_group = (
-                (0, oc) if c.groups == 1 else (tirx.truncdiv(oc, N_g) * C_g, tirx.truncmod(oc, N_g))
-            )
-            with ExitStack() as nest:
-                taps, places = [], []
-                for i, name in enumerate(names):
-                    tap = nest.enter_context(k.loop(f"k{name}", 0, kernel[i])) if kernel[i] > 1 else 0
-                    reach = k.let(f"{name}_reach", out[i] + c.padding[i] - tap * c.dilation[i])
-                    place = k.let(f"{name}_place", tirx.truncdiv(reach, c.stride[i]) if c.stride[i] > 1 else reach)
-                    hits = tirx.all(reach >= 0, place < sizes[i])
-                    if c.stride[i] > 1:
-                        hits = tirx.all(hits, tirx.truncmod(reach, c.stride[i]) == 0)
-                    nest.enter_context(k.when(hits))
-                    taps.append(tap)
-                    places.append(place)
-                channel = nest.enter_context(k.loop("ic", 0, C_g))
+            first, own = (0, oc) if c.groups == 1 else (tirx.truncdiv(oc, N_g) * C_g, tirx.truncmod(oc, N_g))
+            with ExitStack() as loops:
+                taps, places = g.open_transposed_taps(k, loops, out)
+                channel = loops.enter_context(k.loop("ic", 0, C_g))
                 k.store(
                     total,
-                    total[0]
-                    + element(x, n, first + channel, *places) * element(w, first + channel, channel_in_group, *taps),
+                    total[0] + element(x, n, first + channel, *places) * element(w, first + channel, own, *taps),
                 )
             k.store(y, activate(total[0], c.activation, c.params), n, oc, *out)
     return result

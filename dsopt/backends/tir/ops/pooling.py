@@ -8,40 +8,45 @@ from contextlib import ExitStack
 
 from dsopt.backends.tir.ops.activation import number
 from dsopt.backends.tir.ops.convolution import Window, spread
-from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.program import ITEM_BYTES, Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering
 from dsopt.backends.tir.tvm_adapter import Expr, constant, element, tirx
 
-_DIMS = ("d", "h", "w")
+DIMS = ("d", "h", "w")
 
 
-def _windows(
+def windows_of(
     x: Buffer, rank: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[Window]:
+    """Return how a pool moves over each of the last `rank` dims; no stride is one kernel's width."""
     sizes = x.shape[-rank:]
     steps = stride or kernel
     spreads = [spread(values, rank) for values in (kernel, steps, padding, dilation)]
     return [Window(sizes[i], *(values[i] for values in spreads)) for i in range(rank)]
 
 
-def _flat(shape: Sequence[int], rank: int) -> tuple[int, ...]:
+def flat(shape: Sequence[int], rank: int) -> tuple[int, ...]:
     """Merge all dims before the spatial ones."""
     return (math.prod(shape[:-rank]), *shape[-rank:])
 
 
-def _grid(shape: tuple[int, ...], names: Sequence[str]) -> dict[str, int]:
+def grid_of(shape: tuple[int, ...], names: Sequence[str]) -> dict[str, int]:
+    """Return the grid over a result of flattened channels and spatial dims."""
     return {"c": shape[0]} | {f"o{name}": size for name, size in zip(names, shape[1:], strict=True)}
 
 
-def _max_pool(context: Context, x: Buffer, windows: list[Window], with_indices: bool) -> tuple[Buffer, Buffer | None]:
+def pool_maximum(
+    context: Context, x: Buffer, windows: list[Window], with_indices: bool
+) -> tuple[Buffer, Buffer | None]:
+    """Write the kernel of a maximum over windows. Returns the result and, with_indices, the places of what won."""
     rank = len(windows)
-    names, shape = _DIMS[3 - rank :], _flat(context.shape, rank)
+    names, shape = DIMS[3 - rank :], flat(context.shape, rank)
     result = context.result()
     indices = context.result(1) if with_indices else None
     with context.kernel() as k:
-        source, y = k.read("x", x, _flat(x.shape, rank)), k.write("y", result, shape)
+        source, y = k.read("x", x, flat(x.shape, rank)), k.write("y", result, shape)
         where = k.write("where", indices, shape) if indices else None
-        with k.grid(**_grid(shape, names)) as (c, *out):
+        with k.grid(**grid_of(shape, names)) as (c, *out):
             largest = k.local("largest", constant(_lowest(x.dtype), x.dtype), x.dtype)
             best = k.local("best", 0, "int32") if where is not None else None
             bounds = [w.bounds(k, n, o, s) for w, n, o, s in zip(windows, names, out, shape[1:], strict=True)]
@@ -65,7 +70,7 @@ def _max_pool(context: Context, x: Buffer, windows: list[Window], with_indices: 
 
 
 def _lowest(dtype: str) -> float:
-    return -math.inf if dtype == "float32" else -(1 << (31 if dtype in ("int32", "int64") else 7))
+    return -math.inf if dtype == "float32" else 0 if dtype == "uint8" else -(1 << (8 * ITEM_BYTES[dtype] - 1))
 
 
 def _flat_index(places: Sequence[Expr], sizes: Sequence[int]) -> Expr:
@@ -86,7 +91,7 @@ def _register_max(rank: int) -> None:
         dilation: list[int],
         ceil_mode: bool,
     ) -> Buffer:
-        return _max_pool(context, x, _windows(x, rank, kernel, stride, padding, dilation), False)[0]
+        return pool_maximum(context, x, windows_of(x, rank, kernel, stride, padding, dilation), False)[0]
 
     @lowering(f"aten.max_pool{rank}d_with_indices.default")
     def max_pool_with_indices(
@@ -98,7 +103,7 @@ def _register_max(rank: int) -> None:
         dilation: list[int],
         ceil_mode: bool,
     ) -> tuple[Buffer | None, ...]:
-        return _max_pool(context, x, _windows(x, rank, kernel, stride, padding, dilation), True)
+        return pool_maximum(context, x, windows_of(x, rank, kernel, stride, padding, dilation), True)
 
 
 for _rank in (1, 2, 3):
@@ -109,11 +114,11 @@ def _avg_pool(
     context: Context, x: Buffer, windows: list[Window], count_include_pad: bool, divisor: int | None
 ) -> Buffer:
     rank = len(windows)
-    names, shape = _DIMS[3 - rank :], _flat(context.shape, rank)
+    names, shape = DIMS[3 - rank :], flat(context.shape, rank)
     result = context.result()
     with context.kernel() as k:
-        source, y = k.read("x", x, _flat(x.shape, rank)), k.write("y", result, shape)
-        with k.grid(**_grid(shape, names)) as (c, *out):
+        source, y = k.read("x", x, flat(x.shape, rank)), k.write("y", result, shape)
+        with k.grid(**grid_of(shape, names)) as (c, *out):
             bounds = [w.bounds(k, n, o, s) for w, n, o, s in zip(windows, names, out, shape[1:], strict=True)]
             total = k.local("total", 0.0, "float32")
             with ExitStack() as loops:
@@ -123,11 +128,19 @@ def _avg_pool(
                 ]
                 places = [start + tap for (start, _, _), tap in zip(bounds, taps, strict=True)]
                 k.store(total, total[0] + element(source, c, *places))
-            count: Expr = 1
-            for window, (start, low, high), size in zip(windows, bounds, shape[1:], strict=True):
-                count = count * (_padded_count(window, start, size) if count_include_pad else high - low)
+            count = count_of(windows, bounds, shape[1:], count_include_pad)
             k.store(y, _divided(total[0], count if divisor is None else divisor), c, *out)
     return result
+
+
+def count_of(
+    windows: Sequence[Window], bounds: Sequence[tuple[Expr, Expr, Expr]], sizes: Sequence[int], count_include_pad: bool
+) -> Expr:
+    """Return how many elements a window of an average counts; a number where all windows count the same."""
+    count: Expr = 1
+    for window, (start, low, high), size in zip(windows, bounds, sizes, strict=True):
+        count = count * (_padded_count(window, start, size) if count_include_pad else high - low)
+    return count
 
 
 def _padded_count(window: Window, start: Expr, output_size: int) -> Expr:
@@ -149,7 +162,7 @@ def _register_average(rank: int) -> None:
     ) -> Buffer:  # fmt: skip
         if x.dtype != "float32":
             raise RefusedError(f"an average of {x.dtype}", "convert the input to float32")
-        return _avg_pool(context, x, _windows(x, rank, kernel, stride, padding, [1]), count_pad, divisor)
+        return _avg_pool(context, x, windows_of(x, rank, kernel, stride, padding, [1]), count_pad, divisor)
 
     lowering(f"aten.avg_pool{rank}d.default")(avg_pool)
 
@@ -160,11 +173,11 @@ for _rank in (1, 2, 3):
 
 def _adaptive(context: Context, x: Buffer, rank: int, maximum: bool) -> Buffer:
     """Average or maximum of input positions floor(o I / O) .. ceil((o + 1) I / O)."""
-    names, shape, sizes = _DIMS[3 - rank :], _flat(context.shape, rank), x.shape[-rank:]
+    names, shape, sizes = DIMS[3 - rank :], flat(context.shape, rank), x.shape[-rank:]
     result = context.result()
     with context.kernel() as k:
-        source, y = k.read("x", x, _flat(x.shape, rank)), k.write("y", result, shape)
-        with k.grid(**_grid(shape, names)) as (c, *out):
+        source, y = k.read("x", x, flat(x.shape, rank)), k.write("y", result, shape)
+        with k.grid(**grid_of(shape, names)) as (c, *out):
             bounds = []
             for name, o, size, out_size in zip(names, out, sizes, shape[1:], strict=True):
                 if size % out_size == 0:

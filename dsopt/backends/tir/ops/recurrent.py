@@ -16,7 +16,7 @@ from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, tirx
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class SequenceView:
     """A (time, batch, features) view of a sequence, stored time first or batch first; T steps, B samples."""
 
     buffer: Buffer
@@ -58,7 +58,7 @@ class _Slot:
 class _Step:
     """The body of a recurrent kernel: reads and names that every kind of cell needs."""
 
-    def __init__(self, k: KernelBuilder, x: _Sequence, w: _Weights, gates: int, H: int) -> None:
+    def __init__(self, k: KernelBuilder, x: SequenceView, w: _Weights, gates: int, H: int) -> None:
         self.k, self.x_view, self.H, self.gates = k, x, H, gates
         self.inputs = x.shape[2]
         self.x = k.read("x", x.buffer, x.shape)
@@ -138,8 +138,8 @@ _RELU = _Kind(1, _plain_cell(relu))
 def _layer(
     context: Context,
     kind: _Kind,
-    x: _Sequence,
-    y: _Sequence,
+    x: SequenceView,
+    y: SequenceView,
     w: _Weights,
     slot: _Slot,
     first: Sequence[Buffer],
@@ -187,12 +187,12 @@ def _run(
     first_form = batch_first and batched
     result = context.result(0)
     last = [context.result(1 + n) for n in range(len(first))]
-    source = _Sequence(x, first_form, T, B)
+    source = SequenceView(x, first_form, T, B)
     for layer in range(layers):
         final = layer == layers - 1
         shape = (B, T, directions * H) if first_form else (T, B, directions * H)
         target = result if final else context.temp(f"layer{layer}", shape, "float32")
-        y = _Sequence(target, first_form, T, B)
+        y = SequenceView(target, first_form, T, B)
         for direction in range(directions):
             number = layer * directions + direction
             own = params[number * each : (number + 1) * each]
@@ -235,8 +235,8 @@ def _cell(
     _layer(
         context,
         kind,
-        _Sequence(x, False, 1, B),
-        _Sequence(output, False, 1, B),
+        SequenceView(x, False, 1, B),
+        SequenceView(output, False, 1, B),
         weights,
         _Slot(0, 1, 0, False),
         first,

@@ -32,7 +32,8 @@ class _Axes:
         return math.prod(extent for extent, gone in zip(self.extents, self.reduced, strict=True) if gone)
 
 
-def _axes(shape: Sequence[int], dims: Sequence[int] | int | None) -> _Axes:
+def axes_of(shape: Sequence[int], dims: Sequence[int] | int | None) -> _Axes:
+    """Return the merged dims of a reduction over `dims`; none are all."""
     wanted = [dims] if isinstance(dims, int) else list(dims or range(len(shape)))
     gone = {normalize_dim(dim, len(shape)) for dim in wanted}
     extents: list[int] = []
@@ -48,10 +49,10 @@ def _axes(shape: Sequence[int], dims: Sequence[int] | int | None) -> _Axes:
     return _Axes(tuple(extents) or (1,), tuple(reduced) or (True,))
 
 
-class _Nest:
+class ReductionNest:
     """The kernel of a reduction: a grid over the kept dims, and loops over the reduced ones."""
 
-    def __init__(self, k: KernelBuilder, context: Context, x: Buffer, axes: _Axes, result: Buffer) -> None:
+    def __init__(self, k: KernelBuilder, x: Buffer, axes: _Axes, result: Buffer) -> None:
         self.k, self.axes = k, axes
         self.x = k.read("x", x, axes.extents)
         kept = tuple(extent for extent, gone in zip(axes.extents, axes.reduced, strict=True) if not gone)
@@ -76,10 +77,10 @@ def _accumulate(
     step: Callable[[Expr, Expr], Expr],
     finish: _Finish,
 ) -> Buffer:
-    axes = _axes(x.shape, dims)
+    axes = axes_of(x.shape, dims)
     result = context.result()
     with context.kernel() as k:
-        nest = _Nest(k, context, x, axes, result)
+        nest = ReductionNest(k, x, axes, result)
         with k.grid(**nest.grid) as index:
             total = k.local("total", constant(start, context.dtype), context.dtype)
             with ExitStack() as loops:
@@ -98,7 +99,7 @@ def _sum(context: Context, x: Buffer, dims: Sequence[int] | None) -> Buffer:
 
 
 def _mean(context: Context, x: Buffer, dims: Sequence[int] | None) -> Buffer:
-    scale = 1.0 / _axes(x.shape, dims).count
+    scale = 1.0 / axes_of(x.shape, dims).count
     return _accumulate(context, x, dims, 0, lambda total, value: total + value, lambda total: total * number(scale))
 
 
@@ -146,7 +147,7 @@ _LIMITS = {
 def _limit(dtype: str, largest: bool) -> float:
     if largest:
         return _LIMITS[dtype]
-    return {"uint8": 0, "bool": 0}.get(dtype, -_LIMITS[dtype])
+    return {"uint8": 0, "bool": 0, "float32": -math.inf}.get(dtype, -_LIMITS[dtype] - 1)
 
 
 def _extreme(context: Context, x: Buffer, dims: Sequence[int] | int | None, maximum: bool) -> Buffer:
@@ -228,10 +229,10 @@ def _variance(
     result: Buffer,
     mean_out: Buffer | None,
 ) -> None:
-    axes = _axes(x.shape, dims)
+    axes = axes_of(x.shape, dims)
     divisor = max(axes.count - correction, 0.0)
     with context.kernel() as k:
-        nest = _Nest(k, context, x, axes, result)
+        nest = ReductionNest(k, x, axes, result)
         mean_to = k.write("mean_out", mean_out, nest.y.shape) if mean_out else None
         with k.grid(**nest.grid) as index:
             total = k.local("total", 0.0, "float32")
@@ -314,10 +315,10 @@ def _norm(context: Context, x: Buffer, order: float, dims: Sequence[int] | None)
 
 @lowering("aten.logsumexp.default")
 def _logsumexp(context: Context, x: Buffer, dims: list[int], keepdim: bool) -> Buffer:
-    axes = _axes(x.shape, dims)
+    axes = axes_of(x.shape, dims)
     result = context.result()
     with context.kernel() as k:
-        nest = _Nest(k, context, x, axes, result)
+        nest = ReductionNest(k, x, axes, result)
         with k.grid(**nest.grid) as index:
             largest = k.local("largest", -math.inf, "float32")
             with ExitStack() as loops:
