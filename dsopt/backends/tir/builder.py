@@ -109,8 +109,8 @@ class KernelBuilder:
         return cell
 
     def let(self, name: str, value: Expr, dtype: str = "int32") -> Expr:
-        """Name a value that does not change; Python numbers stay numbers."""
-        if isinstance(value, (int, float)):
+        """Name a value that does not change; Python numbers stay numbers, and what has a name keeps it."""
+        if isinstance(value, (int, float)) or type(value).__name__ == "Var":
             return value
         bound = variable(name, dtype)
         self._frames[-1].append(tirx.Bind(bound, value))

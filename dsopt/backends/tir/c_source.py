@@ -238,8 +238,11 @@ class _Printer:
         # are comparisons: what -Wparentheses asks for, and what a reader need not look up
         left = {8: 10, 9: 10, 5: 12, 6: 12, 7: 12, 10: 12, 4: 8, 3: 8}.get(level, level)
         first = self._expression(a, left)
-        if operator == "<<" and type(a).__name__ == "IntImm" and str(a.ty.dtype) == "int64":
-            first = _int64_literal(int(a.value))  # C shifts in the type of the left operand
+        if operator in ("<<", ">>"):  # C shifts in the type of the left operand, whatever the right one's
+            if type(a).__name__ == "IntImm" and str(a.ty.dtype) == "int64":
+                first = _int64_literal(int(a.value))
+            if type(b).__name__ == "Cast" and str(b.ty.dtype) == "int64":
+                b = b.value
         return f"{first} {operator} {self._expression(b, max(level + 1, left))}", level
 
     def _intimm_expr(self, expr: Expr) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from dsopt.backends.tir.ops.integer_values import cast, centred, clamped, need_i
 from dsopt.backends.tir.ops.integer_weights import StoredWeight, WeightReader
 from dsopt.backends.tir.ops.requantize import Requantizer
 from dsopt.backends.tir.program import Buffer
-from dsopt.backends.tir.registry import Context, lowering
+from dsopt.backends.tir.registry import Context, RefusedError, lowering
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, element, tirx
 
 
@@ -51,8 +51,10 @@ class _Layer:
     x_zero: int
 
     def read_bias(self, k: KernelBuilder) -> TirBuffer | None:
-        """Take the bias as a parameter of a kernel."""
+        """Take the bias as a parameter of a kernel. Raises RefusedError where a product might not fit int32."""
         need_integers(self.x, self.bias, self.multiplier, self.shift)
+        if reach(self.x, self.x_zero) > 1 << 16:
+            raise RefusedError(f"a layer on {self.x.dtype} with zero point {self.x_zero}", "use inputs of 8 or 16 bits")
         return k.read("bias", self.bias) if self.bias else None
 
 

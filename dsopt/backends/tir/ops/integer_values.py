@@ -37,8 +37,12 @@ def cast(value: Expr, dtype: str) -> Expr:
 
 def centred(value: Expr, zero: int, dtype: str = "int32") -> Expr:
     """Return q - zero in a wider type."""
-    wide = cast(value, dtype)
-    return wide - zero if zero else wide
+    return plus(cast(value, dtype), -zero)
+
+
+def plus(value: Expr, number: int) -> Expr:
+    """Add a number, written as a reader would."""
+    return value - -number if number < 0 else value + number if number else value
 
 
 def limited(value: Expr, low: int, high: int) -> Expr:
@@ -48,4 +52,4 @@ def limited(value: Expr, low: int, high: int) -> Expr:
 
 def clamped(value: Expr, zero: int, low: int, high: int, dtype: str) -> Expr:
     """Return clamp(value + zero, low, high) in the dtype of a result."""
-    return tirx.Cast(dtype, limited(value + zero if zero else value, low, high))
+    return tirx.Cast(dtype, limited(plus(value, zero), low, high))

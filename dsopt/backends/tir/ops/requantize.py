@@ -22,7 +22,7 @@ def high_product(k: KernelBuilder, value: Expr, multiplier: Expr | int, dtype: s
     """Name value * multiplier / 2^31, ties upwards, as `dtype`; the product must fit int64."""
     factor = constant(multiplier, "int64") if isinstance(multiplier, int) else cast(multiplier, "int64")
     product = k.let("product", cast(value, "int64") * factor, "int64")
-    return k.let("high", tirx.Cast(dtype, tirx.shift_right(product + constant(1 << 30, "int64"), 31)), dtype)
+    return k.let("high", cast(tirx.shift_right(product + constant(1 << 30, "int64"), 31), dtype), dtype)
 
 
 def shift_right(k: KernelBuilder, value: Expr, shift: Expr | int, least: int = MIN_SHIFT) -> Expr:
@@ -30,7 +30,7 @@ def shift_right(k: KernelBuilder, value: Expr, shift: Expr | int, least: int = M
     dtype = str(value.ty.dtype)
     if isinstance(shift, int) and shift <= 0:
         return value
-    value = _named(k, "scaled", value)
+    value = k.let("scaled", value, dtype)
     sign = tirx.shift_right(value, 31 if dtype == "int32" else 63)
     if isinstance(shift, int):
         return tirx.shift_right(value + sign + constant(1 << (shift - 1), dtype), shift)
@@ -81,10 +81,6 @@ class Requantizer:
         if isinstance(shift, int):
             return total * constant(1 << -shift, "int64")
         return total * tirx.shift_left(constant(1, "int64"), tirx.max(0 - shift, 0))
-
-
-def _named(k: KernelBuilder, name: str, value: Expr) -> Expr:
-    return value if type(value).__name__ == "Var" else k.let(name, value, str(value.ty.dtype))
 
 
 def _values(context: Context, parameter: int | Buffer) -> np.ndarray[Any, Any] | None:
