@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -17,14 +17,27 @@ def argument_values(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple
     return tuple(args), dict(kwargs)
 
 
-def evaluate(graph: fx.Graph, placeholders: Mapping[fx.Node, Any]) -> tuple[Any, ...]:
-    """Run a graph on tensors and return what its output node returns, freeing each value after its last use."""
+def evaluate(
+    graph: fx.Graph,
+    placeholders: Mapping[fx.Node, Any],
+    watch: Callable[[fx.Node, Any], None] | None = None,
+    substitutes: Mapping[Any, Callable[..., Any]] | None = None,
+) -> tuple[Any, ...]:
+    """Run a graph on tensors and return what its output node returns, freeing each value after its last use.
+
+    watch: is shown each node, placeholders too, with its value.  substitutes: functions to call in the place of operators.
+    """
     values: dict[fx.Node, Any] = dict(placeholders)
     remaining = {node: len(node.users) for node in graph.nodes}
     for node in graph.nodes:
+        if node.op == "placeholder" and watch is not None and node in values:
+            watch(node, values[node])
         if node.op == "call_function":
             args, kwargs = argument_values(node, values)
-            values[node] = node.target(*args, **kwargs)
+            function = node.target if substitutes is None else substitutes.get(node.target, node.target)
+            values[node] = function(*args, **kwargs)
+            if watch is not None:
+                watch(node, values[node])
             for used in node.all_input_nodes:
                 remaining[used] -= 1
                 if remaining[used] == 0:

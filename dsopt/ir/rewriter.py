@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from dsopt.ir.signature import WeightKind, WeightSpec
 
 
 class Rewriter:
-    """Edit one program. `changes` and `skips` tell in words what was done and what was left alone, and why."""
+    """Edit one program. `changes` and `skips` tell in words what was done and what was left alone, and why; `notes` what to mind."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.changes: list[str] = []
         self.skips: list[str] = []
+        self.notes: list[str] = []
 
     def call(self, op: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
         """Insert op(*args, **kwargs) before `like`, typed by its fake kernel, with the source and layer of `like`."""
@@ -42,6 +43,22 @@ class Rewriter:
             self.program.facts(new).setdefault(key, fact)
         self._erase(old)
         self.changes.append(description)
+
+    def wrap(
+        self, node: fx.Node, op: Callable[..., Any], *args: Any, users: Iterable[fx.Node] | None = None
+    ) -> fx.Node:
+        """Insert op(node, *args) right after `node`, and make `users`, by default all, read it in the place of `node`."""
+        readers = list(node.users if users is None else users)
+        following = node.next
+        while following.op == "placeholder":
+            following = following.next
+        with self.program.graph.inserting_before(following):
+            wrapper = self.program.graph.call_function(op, (node, *args))
+        self._adopt(wrapper, node)
+        for reader in readers:
+            reader.replace_input_with(node, wrapper)
+        self.changes.append(f"{_short(node)} -> {_short(wrapper)}")
+        return wrapper
 
     def set_argument(self, node: fx.Node, index: int, value: Any) -> None:
         """Give a node another positional argument; the types downstream are inferred again."""
@@ -96,6 +113,10 @@ class Rewriter:
     def skip(self, node: fx.Node, why: str) -> None:
         """Record why a candidate was left alone. `dsopt compile --explain` and the tests read it."""
         self.skips.append(f"{self.program.where(node)}: {why}")
+
+    def note(self, node: fx.Node, what: str) -> None:
+        """Record what a user should know of a node although the pass went on. `dsopt compile` prints it."""
+        self.notes.append(f"{self.program.where(node)}: {what}")
 
     def erase_dead(self) -> int:
         """Delete nodes that nothing uses and weights that no node reads; return how many nodes went."""

@@ -88,6 +88,31 @@ def fake_quantized_gru(
     return _walk(x, batch_first, reverse, step), state[0]
 
 
+def float_lstm(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor | None, h_scale: float, h_zero: int, cell_bits: int,
+    batch_first: bool, reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Do as `fake_quantized_lstm` without any rounding."""
+    biases = [] if bias is None else [bias, torch.zeros_like(bias)]
+    given = x.flip(1 if batch_first else 0) if reverse else x
+    states = [h0[None].to(x.dtype), c0[None].to(x.dtype)]
+    y, h, c = torch.lstm(given, states, [w_ih, w_hh, *biases], bool(biases), 1, 0.0, False, False, batch_first)
+    return (y.flip(1 if batch_first else 0) if reverse else y), h[0], c[0]
+
+
+def float_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None, h_scale: float, h_zero: int,
+    batch_first: bool, reverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Do as `fake_quantized_gru` without any rounding."""
+    biases = [] if bias_ih is None or bias_hh is None else [bias_ih, bias_hh]
+    given = x.flip(1 if batch_first else 0) if reverse else x
+    y, h = torch.gru(
+        given, h0[None].to(x.dtype), [w_ih, w_hh, *biases], bool(biases), 1, 0.0, False, False, batch_first
+    )
+    return (y.flip(1 if batch_first else 0) if reverse else y), h[0]
+
+
 def _sequence(x: Tensor, h0: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], h0.shape[-1]))
 

@@ -6,6 +6,9 @@ PASSES: dict[str, str] = {
     "fold-constants": "dsopt.passes.fold_constants:FoldConstants",
     "fuse-activation": "dsopt.passes.fuse_activation:FuseActivation",
     "fuse-attention": "dsopt.passes.fuse_attention:FuseAttention",
+    "quantize": "dsopt.passes.quantize:Quantize",
+    "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
+    "quantize-prepare": "dsopt.passes.quantize:QuantizePrepare",
     "remove-dead-code": "dsopt.passes.remove_dead_code:RemoveDeadCode",
 }
 """Pass name -> "module:Class"."""

@@ -69,7 +69,10 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: changes and skips as text; node counts and weight bytes before and after. Seconds go to the report only."""
+    """What one pass did: changes, skips and notes as text; node counts and weight bytes before and after.
+
+    Seconds go to the report only.
+    """
 
     name: str
     changes: tuple[str, ...]
@@ -77,11 +80,12 @@ class PassRecord:
     nodes: tuple[int, int]
     weight_bytes: tuple[int, int]
     seconds: float = field(compare=False)
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record for a manifest, without the seconds, which differ from run to run."""
-        return {"name": self.name, "changes": list(self.changes), "skips": list(self.skips), "nodes": list(self.nodes),
-                "weight_bytes": list(self.weight_bytes)}  # fmt: skip
+        return {"name": self.name, "changes": list(self.changes), "skips": list(self.skips), "notes": list(self.notes),
+                "nodes": list(self.nodes), "weight_bytes": list(self.weight_bytes)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class PassManager:
             ) from problem  # fmt: skip
         return PassRecord(
             str(each), tuple(rewriter.changes), tuple(rewriter.skips), (nodes, count_nodes(program)),
-            (weight_bytes, count_weight_bytes(program)), time.perf_counter() - start,
+            (weight_bytes, count_weight_bytes(program)), time.perf_counter() - start, tuple(rewriter.notes),
         )  # fmt: skip
 
     def _write(self, number: int, name: str, program: Program) -> None:

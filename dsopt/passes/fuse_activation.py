@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from dsopt.ir import Program, Rewriter
+from dsopt.ir.convolution import convolution, is_convolution
 from dsopt.passes.base import Pass, PassContext
 
 _ATEN = torch.ops.aten
@@ -57,16 +58,6 @@ _ACTIVATIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], Activation |
 }
 """Operator -> activation of dsopt.ops and its parameters, None where an argument has no counterpart."""
 
-_CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
-    _ATEN.conv1d.default: (1, False),
-    _ATEN.conv2d.default: (2, False),
-    _ATEN.conv3d.default: (3, False),
-    _ATEN.conv_transpose1d.default: (1, True),
-    _ATEN.conv_transpose2d.input: (2, True),
-    _ATEN.conv_transpose3d.input: (3, True),
-}
-"""Operator -> spatial dims, transposed."""
-
 
 @dataclass(frozen=True)
 class FuseActivation(Pass):
@@ -99,7 +90,9 @@ def _is_fusable(producer: fx.Node) -> bool:
     if producer.target is _ATEN.add.Tensor:
         both = all(isinstance(item, fx.Node) for item in producer.args[:2]) and len(producer.args) == 2
         return both and bool(producer.kwargs.get("alpha", 1) == 1) and bool(producer.meta["val"].is_floating_point())
-    return (producer.target in _CONVOLUTIONS or producer.target is _ATEN.linear.default) and not producer.kwargs
+    if producer.target is _ATEN.linear.default:
+        return not producer.kwargs
+    return is_convolution(producer) and producer.target not in (_ATEN.convolution.default, _DSOPT.conv_act.default)
 
 
 def _fuse(rewriter: Rewriter, producer: fx.Node, like: fx.Node, activation: Activation) -> fx.Node:
@@ -109,25 +102,5 @@ def _fuse(rewriter: Rewriter, producer: fx.Node, like: fx.Node, activation: Acti
     x, weight, *rest = producer.args
     if producer.target is _ATEN.linear.default:
         return rewriter.call(_DSOPT.linear_act.default, x, weight, rest[0] if rest else None, name, params, like=like)
-    bias, *geometry = conv_arguments(producer)
-    return rewriter.call(_DSOPT.conv_act.default, x, weight, bias, *geometry, name, params, like=like)
-
-
-def conv_arguments(node: fx.Node) -> tuple[Any, list[int], list[int], list[int], bool, list[int], int]:
-    """Return bias, stride, padding, dilation, transposed, output padding, groups of a convolution, defaults filled in."""
-    dims, transposed = _CONVOLUTIONS[node.target]
-    defaults: list[Any] = [None, 1, 0, 0, 1, 1] if transposed else [None, 1, 0, 1, 1]
-    given = [*node.args[2:], *defaults[len(node.args) - 2 :]]
-    if transposed:
-        bias, stride, padding, output_padding, groups, dilation = given
-    else:
-        bias, stride, padding, dilation, groups = given
-        output_padding = 0
-    sizes = [_each(item, dims) for item in (stride, padding, dilation, output_padding)]
-    return bias, sizes[0], sizes[1], sizes[2], transposed, sizes[3], groups
-
-
-def _each(value: Any, dims: int) -> list[int]:
-    if isinstance(value, int):
-        return [value] * dims
-    return list(value) * (dims if len(value) == 1 else 1)
+    conv = convolution(producer)
+    return rewriter.call(_DSOPT.conv_act.default, x, weight, conv.bias, *conv.geometry, name, params, like=like)
