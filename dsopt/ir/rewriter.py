@@ -92,6 +92,23 @@ class Rewriter:
                 changed.update(node.users)
         self._retype(changed)
 
+    def store_state(self, name: str, first: Tensor, update: fx.Node) -> None:
+        """Give a state another first value, of the same shape but perhaps another dtype, and another node as its next value.
+
+        The caller sees to it that the readers of the state fit. Raises KeyError for an unknown state.
+        """
+        program = self.program
+        number = [state.name for state in program.signature.states].index(name)
+        placeholder = program.states[number].placeholder
+        stored = private.detached_copy(first)
+        set_weights(program, {**program.weights, name: stored}, program.signature)
+        mode = private.fake_mode_of(program.graph)
+        placeholder.meta["val"] = private.fake_tensor(mode, tuple(stored.shape), stored.dtype)
+        results = list(program.output_node.args[0])  # type: ignore[arg-type]
+        results[number] = update
+        program.output_node.args = (tuple(results),)
+        self.changes.append(f"state {name} -> {str(stored.dtype).removeprefix('torch.')}")
+
     def add_weight(self, name: str, value: Tensor, kind: WeightKind = "parameter") -> fx.Node:
         """Store a new weight and return its placeholder; a taken name gets a number. The caller uses the node at once."""
         program = self.program

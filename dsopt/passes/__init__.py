@@ -6,6 +6,7 @@ PASSES: dict[str, str] = {
     "fold-constants": "dsopt.passes.fold_constants:FoldConstants",
     "fuse-activation": "dsopt.passes.fuse_activation:FuseActivation",
     "fuse-attention": "dsopt.passes.fuse_attention:FuseAttention",
+    "lower-integer": "dsopt.passes.quantize:LowerInteger",
     "quantize": "dsopt.passes.quantize:Quantize",
     "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
     "quantize-prepare": "dsopt.passes.quantize:QuantizePrepare",

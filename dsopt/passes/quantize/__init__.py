@@ -1,7 +1,12 @@
-"""Quantisation: `quantize-prepare` inserts fake_quantize, `quantize-convert` writes integers in its place; `quantize` does both."""
+"""Quantisation.
+
+quantize-prepare inserts fake_quantize, quantize-convert writes integers in its place, and quantize does both; lower-integer writes
+operators on integers in the place of what stands between a dequantize and a quantize.
+"""
 
 from dsopt.passes.quantize.both import Quantize
 from dsopt.passes.quantize.convert import QuantizeConvert
+from dsopt.passes.quantize.integer import LowerInteger
 from dsopt.passes.quantize.prepare import QuantizePrepare
 
-__all__ = ["Quantize", "QuantizeConvert", "QuantizePrepare"]
+__all__ = ["LowerInteger", "Quantize", "QuantizeConvert", "QuantizePrepare"]

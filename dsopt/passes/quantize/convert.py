@@ -163,7 +163,10 @@ def _input_step(node: fx.Node) -> float | None:
     source: Any = node.args[0]
     while isinstance(source, fx.Node) and source.target is not _DSOPT.dequantize.default and is_move(source):
         source = source.args[0]
-    return float(source.args[1]) if isinstance(source, fx.Node) and source.target is _DSOPT.dequantize.default else None
+    if not isinstance(source, fx.Node) or source.target is not _DSOPT.dequantize.default:
+        return None
+    step: Any = source.args[1]
+    return float(step)
 
 
 def _convert_bias(program: Program, rewriter: Rewriter, node: fx.Node) -> None:

@@ -35,9 +35,7 @@ def normalize(
     program: Program, rewriter: Rewriter, look: Callable[[list[fx.Node]], dict[fx.Node, list[Tensor]]]
 ) -> None:
     """Rewrite all of it. look(nodes): the values that nodes have on the calibration data."""
-    for node in list(program.graph.nodes):
-        if node.target in _UNFUSED:
-            _UNFUSED[node.target](rewriter, node)
+    split_activations(rewriter)
     _split_recurrent(program, rewriter)
     attentions = [node for node in program.graph.nodes if node.target is _ATEN.scaled_dot_product_attention.default]
     masks = [mask for node in attentions if (mask := _attention_arguments(node)["attn_mask"]) is not None]
@@ -48,6 +46,14 @@ def normalize(
 
 
 # ---- activations ----
+
+
+def split_activations(rewriter: Rewriter) -> None:
+    """Undo what fuse-activation did."""
+    for node in list(rewriter.program.graph.nodes):
+        if node.target in _UNFUSED:
+            _UNFUSED[node.target](rewriter, node)
+
 
 _ACTIVATIONS: dict[str, Callable[[list[float]], tuple[Any, tuple[Any, ...], dict[str, Any]]]] = {
     "relu": lambda params: (_ATEN.relu.default, (), {}),

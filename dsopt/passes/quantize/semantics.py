@@ -72,7 +72,7 @@ UNARY = _operators(
 )
 """Functions of one value: a table computes any of them."""
 
-_ARITHMETIC = {_ATEN.add.Tensor: "sum", _ATEN.sub.Tensor: "sum", _ATEN.mul.Tensor: "product"}
+_ARITHMETIC: dict[Any, Kind] = {_ATEN.add.Tensor: "sum", _ATEN.sub.Tensor: "sum", _ATEN.mul.Tensor: "product"}
 _SCALED = {_ATEN.div.Tensor, _ATEN.pow.Tensor_Scalar}
 _SOFTMAX = {_ATEN.softmax.int, _ATEN._softmax.default, _ATEN._safe_softmax.default}
 _MATMUL = {_ATEN.matmul.default, _ATEN.mm.default, _ATEN.bmm.default}
@@ -171,6 +171,21 @@ def describe(program: Program, node: fx.Node) -> Finding:
     return Unsupported(_REASONS.get(name, f"{node.target} has no integer form here"))
 
 
+def kind_of(node: fx.Node) -> Kind | None:
+    """Return what kind of operator a node is, whatever its arguments are; None if integers cannot compute it."""
+    if is_convolution(node):
+        return "convolution"
+    if node.target in _ARITHMETIC and all(isinstance(each, fx.Node) for each in node.args[:2]):
+        return _ARITHMETIC[node.target]
+    if (
+        node.target in UNARY
+        or node.target in _ARITHMETIC
+        or (node.target in _SCALED and not isinstance(node.args[1], fx.Node))
+    ):
+        return "unary"
+    return next((kind for targets, kind in _KINDS if node.target in targets), None)
+
+
 def _touches_floats(node: fx.Node) -> bool:
     """Tell whether a node computes floats from tensors; what is made of sizes alone is a constant."""
     if node.target is operator.getitem or not any(
@@ -241,7 +256,7 @@ def _arithmetic(program: Program, node: fx.Node) -> Finding:
         return Unsupported("alpha is not 1")
     if isinstance(b, (int, float)) or isinstance(a, (int, float)):
         return _unary(node)
-    return _pair(_ARITHMETIC[node.target], node)  # type: ignore[index,arg-type]
+    return _pair(_ARITHMETIC[node.target], node)
 
 
 def _scaled(program: Program, node: fx.Node) -> Finding:
@@ -325,6 +340,18 @@ _READERS: tuple[tuple[Any, Callable[[Program, fx.Node], Finding]], ...] = (
     ({_ATEN.layer_norm.default}, _norm),
     (_POOLS | _ADAPTIVE | {_ATEN.mean.dim, _ATEN.mean.default}, _average),
     ({_ATEN.batch_norm.default}, _batch_norm),
+)
+
+
+_KINDS: tuple[tuple[Any, Kind], ...] = (
+    ({_ATEN.linear.default}, "linear"),
+    ({_ATEN.embedding.default}, "embedding"),
+    (_MATMUL, "matmul"),
+    ({_ATEN.cat.default}, "concat"),
+    ({_ATEN.where.self}, "choice"),
+    (_SOFTMAX, "softmax"),
+    ({_ATEN.layer_norm.default}, "norm"),
+    (_POOLS | _ADAPTIVE | {_ATEN.mean.dim, _ATEN.mean.default}, "average"),
 )
 
 
