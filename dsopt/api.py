@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsopt.accuracy.gate import Gate, pass_gate
+from dsopt.accuracy.job import Draft, Job
+from dsopt.accuracy.judge import Verdict
+from dsopt.accuracy.samples import CALIBRATION_SAMPLES, LABELS, read_samples
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Backend, EmitOptions, load_backend, refuse
-from dsopt.backends.check import Agreement, check_against
+from dsopt.backends.base import Backend, EmitOptions, load_backend
+from dsopt.backends.check import Agreement
 from dsopt.errors import UnsupportedOpError, UsageError
-from dsopt.feeds import Feed, read_npz, split_feeds
+from dsopt.feeds import Feed
 from dsopt.frontend import load
 from dsopt.ir import Program
 from dsopt.lock import lock_file
-from dsopt.passes.base import Pass, PassContext, PassManager, PassRecord, parse_pipeline
+from dsopt.passes.base import Pass, PassRecord, parse_pipeline
 from dsopt.target import Target, parse_target
 
 if TYPE_CHECKING:
@@ -34,12 +39,16 @@ def _no_progress(done: int, total: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """What `build` made: the artifact, the program that it runs, what each pass did, and how the emitted code compares."""
+    """What `build` made: the artifact, the program that it runs, what each pass did, and how the emitted code compares.
+
+    verdict: of the accuracy gate; None where none was asked for.
+    """
 
     artifact: Artifact
     program: Program
     records: tuple[PassRecord, ...]
     agreement: Agreement
+    verdict: Verdict | None = None
 
 
 def capture(
@@ -71,7 +80,7 @@ def compile(
     program: Program,
     target: Target | str,
     passes: Sequence[Pass] | str | None = None,
-    data: Sequence[Feed] | str | Path | None = None,
+    data: Sequence[Feed] | Mapping[str, Any] | str | Path | None = None,
     **options: Any,
 ) -> Artifact:
     """Run the target's passes (or the given ones), emit, and check the emitted code against the program. See `build`."""
@@ -82,36 +91,53 @@ def build(
     program: Program,
     target: Target | str,
     passes: Sequence[Pass] | str | None = None,
-    data: Sequence[Feed] | str | Path | None = None,
+    data: Sequence[Feed] | Mapping[str, Any] | str | Path | None = None,
     *,
     name: str = "model",
     seed: int = 0,
     tolerance: float = 1e-4,
     dump: Path | None = None,
     progress: Progress = _no_progress,
+    gate: Gate | None = None,
+    calibration_samples: int = CALIBRATION_SAMPLES,
 ) -> Build:
     """Compile a program and keep what was learned on the way.
 
-    passes: instead of the target's own pipeline; a text such as "fold-batch-norm,fuse-activation" is read.  data: feeds, or an
-    .npz, for calibration and for the check (seeded inputs otherwise).  tolerance: largest max|a-b| / max|b| of an output.
+    passes: instead of the target's own pipeline, in which "..." stands for it: "...,quantize{weights=4}".  data: an .npz, arrays by
+    input name, or feeds.  `calibration_samples` of them, drawn by the seed, calibrate; the rest are judged by `gate`; some are used
+    for the check, which takes seeded inputs otherwise.  tolerance: largest max|a-b| / max|b| of an output; quantised code is
+    compared with the quantised program, and not with the float one.
     Raises UnsupportedOpError with all blockers, PassError, BudgetError, ToolchainError, and CheckError where the emitted code
-    disagrees with the program that was captured.
+    disagrees with the program, or misses the gate.
     """
     target = parse_target(target) if isinstance(target, str) else target
     backend = load_backend(target)
     _check_program(program, target, backend)
     pipeline = _pipeline(backend, target, passes)
-    feeds = _feeds(program, data)
-    context = PassContext(target=target, calibration=_calibration(feeds), seed=seed, progress=progress)
-    rewritten, records = PassManager(pipeline, dump).run(program, context)
-    refuse(backend.unsupported(rewritten, target), target)
-    artifact = backend.emit(rewritten, target, EmitOptions(name=name, seed=seed, progress=progress))
-    progress(0, 1, "check")
-    agreement = check_against(artifact, program, backend, feeds, seed=seed, tolerance=tolerance, rewritten=rewritten)
-    progress(1, 1, "check")
-    manifest = {**artifact.manifest, "passes": [record.as_dict() for record in records], "check": agreement.as_dict()}
-    files = {**artifact.files, "lock.json": lock_file(program, target, pipeline, seed)}
-    return Build(replace(artifact, manifest=manifest, files=files), rewritten, records, agreement)
+    samples = None if data is None else read_samples(program, data, gate.labels if gate else LABELS)
+    job = Job(
+        program, target, backend, samples, calibration_samples, EmitOptions(name, seed, progress), tolerance, dump
+    )
+    if gate is None:
+        return _finished(job, job.compile(pipeline), pipeline)
+    draft, verdict, pipeline = pass_gate(job, pipeline, gate)
+    return _finished(job, draft, pipeline, verdict)
+
+
+def _finished(job: Job, draft: Draft, pipeline: Sequence[Pass], verdict: Verdict | None = None) -> Build:
+    manifest = {
+        **draft.artifact.manifest,
+        "passes": [record.as_dict() for record in draft.records],
+        "check": draft.agreement.as_dict(),
+    }
+    if draft.statistics:
+        manifest["quantization"] = [each.as_dict() for each in draft.statistics]
+    if verdict is not None:
+        manifest["accuracy"] = verdict.as_dict()
+    files = {**draft.artifact.files, "lock.json": lock_file(job.program, job.target, pipeline, job.options.seed)}
+    return Build(
+        replace(draft.artifact, manifest=manifest, files=files), draft.program, draft.records, draft.agreement, verdict
+    )
 
 
 def _check_program(program: Program, target: Target, backend: Backend) -> None:
@@ -134,30 +160,7 @@ def _check_program(program: Program, target: Target, backend: Backend) -> None:
 def _pipeline(backend: Backend, target: Target, passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:
     if passes is None:
         return backend.pipeline(target)
-    return parse_pipeline(passes) if isinstance(passes, str) else tuple(passes)
-
-
-def _feeds(program: Program, data: Sequence[Feed] | str | Path | None) -> list[Feed] | None:
-    if data is None:
-        return None
-    inputs = [
-        {
-            "name": spec.name,
-            "shape": list(program.shape(node)),
-            "dtype": str(program.dtype(node)).removeprefix("torch."),
-        }
-        for spec, node in zip(program.signature.inputs, program.inputs, strict=True)
-    ]
-    if not isinstance(data, (str, Path)):
-        feeds = [dict(feed) for feed in data]
-    else:
-        feeds = split_feeds(read_npz(data), inputs)
-    if not feeds:
-        raise UsageError("DS0402", "the data holds no sample", fix="give at least one")
-    return feeds
-
-
-def _calibration(feeds: list[Feed] | None) -> tuple[dict[str, Any], ...]:
-    import torch
-
-    return tuple({name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds or ())
+    if not isinstance(passes, str):
+        return tuple(passes)
+    own = ",".join(map(str, backend.pipeline(target)))
+    return parse_pipeline(re.sub(r"(^|,)\s*\.\.\.\s*(?=,|$)", lambda match: match[1] + own, passes.strip()))

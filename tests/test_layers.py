@@ -17,7 +17,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"click", "rich", "numpy"},
     ),
     "config": ({*BASE}, {"click", "tomli"}),
-    "api": ({"backends", "passes", "frontend", "ir", "artifact", "feeds", "lock", *BASE}, {"torch"}),
+    "api": ({"accuracy", "backends", "passes", "frontend", "ir", "artifact", "feeds", "lock", *BASE}, {"torch"}),
+    "accuracy": (
+        {"backends", "passes", "ir", "runtime", "artifact", "feeds", *BASE},
+        {"torch", "numpy"},
+    ),
     "measure": (
         {"backends", "passes", "frontend", "ir", "artifact", "runtime", "feeds", *BASE},
         {"torch", "numpy", "onnxruntime"},

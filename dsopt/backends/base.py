@@ -72,11 +72,21 @@ class Backend(Protocol):
         Raises UnsupportedOpError, ToolchainError, or BudgetError with the bytes needed and given.
         """
 
+    def lowering(self, target: Target) -> tuple[Pass, ...]:
+        """Return the passes that a quantised program goes through last, whichever passes the user chose before."""
+
+    def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open what `emit` made in the fastest place that runs the generated code itself, to judge it on many samples."""
+
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open what `emit` made so that the build can be compared with the model; (None, why) where nothing here can run it.
 
         With an executor, the text says where it runs.
         """
+
+
+INTEGER_LOWERING = "lower-integer,fold-constants,remove-dead-code"
+"""What a quantised program goes through last where code is generated for integers; zero first states and tables are constants."""
 
 
 def load_backend(target: Target) -> Backend:

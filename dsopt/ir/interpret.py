@@ -25,7 +25,7 @@ def evaluate(
 ) -> tuple[Any, ...]:
     """Run a graph on tensors and return what its output node returns, freeing each value after its last use.
 
-    watch: is shown each node, placeholders too, with its value.  substitutes: functions to call in the place of operators.
+    watch: is shown each node, placeholders too, with its value.  substitutes: functions to call in the place of nodes or operators.
     """
     values: dict[fx.Node, Any] = dict(placeholders)
     remaining = {node: len(node.users) for node in graph.nodes}
@@ -34,7 +34,9 @@ def evaluate(
             watch(node, values[node])
         if node.op == "call_function":
             args, kwargs = argument_values(node, values)
-            function = node.target if substitutes is None else substitutes.get(node.target, node.target)
+            function: Any = node.target
+            if substitutes is not None:
+                function = substitutes.get(node) or substitutes.get(node.target, node.target)
             values[node] = function(*args, **kwargs)
             if watch is not None:
                 watch(node, values[node])

@@ -90,10 +90,11 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class PassManager:
-    """Run passes in order on a clone, verifying after each; `dump` keeps the text after each as NN-name.txt."""
+    """Run passes in order on a clone, verifying after each; `dump` keeps the text after each as NN-name.txt, from `first` on."""
 
     passes: tuple[Pass, ...]
     dump: Path | None = None
+    first: int = 0
 
     def run(self, program: Program, context: PassContext | None = None) -> tuple[Program, tuple[PassRecord, ...]]:
         """Return the rewritten program and one record per pass; the program given is not changed.
@@ -103,11 +104,12 @@ class PassManager:
         context = context or PassContext()
         result = program.clone()
         records: list[PassRecord] = []
-        self._write(0, "input", result)
+        if self.first == 0:
+            self._write(0, "input", result)
         for number, each in enumerate(self.passes, start=1):
             context.progress(number - 1, len(self.passes), each.name)
             records.append(self._run_one(each, result, context, records))
-            self._write(number, each.name, result)
+            self._write(self.first + number, each.name, result)
         context.progress(len(self.passes), len(self.passes), "passes")
         return result, tuple(records)
 

@@ -46,6 +46,14 @@ class CpuBackend:
         options.progress(2, 2, "writing model.onnx")
         return Artifact(manifest, files)
 
+    def lowering(self, target: Target) -> tuple[Pass, ...]:
+        """Return no passes: ONNX Runtime makes integer kernels of quantize and dequantize itself."""
+        return ()
+
+    def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open the model in ONNX Runtime."""
+        return self.check_executor(artifact)
+
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the model in ONNX Runtime."""
         return open_executor(artifact), "ONNX Runtime"

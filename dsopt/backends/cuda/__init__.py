@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
+from dsopt.backends.base import INTEGER_LOWERING, Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cuda.compiler import FLAGS, CudaCompiler, Image, find_compiler
 from dsopt.backends.cuda.kernels import CompiledKernels, write_kernels
 from dsopt.backends.cuda.limits import all_blockers
@@ -23,8 +23,10 @@ from dsopt.backends.cuda.plan import (
     weights_file,
 )
 from dsopt.backends.tir.lower import lower
+from dsopt.errors import ToolchainError
 from dsopt.ir import Program
-from dsopt.passes.base import Pass
+from dsopt.passes.base import Pass, parse_pipeline
+from dsopt.runtime.cuda import open_executor as open_gpu
 from dsopt.runtime.cuda_executor import PlanExecutor
 from dsopt.runtime.cuda_plan import LaunchPlan
 from dsopt.runtime.executor import Executor
@@ -76,6 +78,17 @@ class CudaBackend:
         files = {image.file: image.code for image in images}
         files |= {"kernels.cu": kernels.source.encode(), "weights.bin": weights, **state_files(program)}
         return Artifact(manifest, files)
+
+    def lowering(self, target: Target) -> tuple[Pass, ...]:
+        """Return the passes that turn a quantised program into one of integers."""
+        return parse_pipeline(INTEGER_LOWERING)
+
+    def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open the artifact on the GPU of this machine; emulated on the host where there is none."""
+        try:
+            return open_gpu(artifact), "the GPU of this machine"
+        except ToolchainError:
+            return self.check_executor(artifact)
 
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Run the same kernels and launch plan on the host: what is checked is all but the last step, source to machine code."""

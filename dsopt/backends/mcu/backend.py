@@ -8,7 +8,7 @@ import torch
 
 import dsopt
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
+from dsopt.backends.base import INTEGER_LOWERING, Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.mcu.generate import Sources, generate
 from dsopt.backends.mcu.harness import harness_tables, location
 from dsopt.backends.mcu.pipeline import pipeline
@@ -16,7 +16,7 @@ from dsopt.backends.mcu.place import Placement, check_budget, place
 from dsopt.backends.tir.program import Kernel
 from dsopt.errors import ToolchainError
 from dsopt.ir import Program, example_inputs
-from dsopt.passes.base import Pass
+from dsopt.passes.base import Pass, parse_pipeline
 from dsopt.runtime.executor import Executor
 from dsopt.target import McuTarget, Target
 
@@ -65,11 +65,25 @@ class McuBackend:
         manifest = {
             **signature_manifest(program),
             "target": target.name,
+            "c_prefix": sources.names.prefix,
             "layers": rows,
             "memory": placement.manifest() | measured.memory(),
         }
         options.progress(3, 3, "done")
         return Artifact(manifest, {**files, "image.elf": measured.elf})
+
+    def lowering(self, target: Target) -> tuple[Pass, ...]:
+        """Return the passes that turn a quantised program into one of integers."""
+        return parse_pipeline(INTEGER_LOWERING)
+
+    def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
+        """Open the generated C on this computer, which is fast enough for many samples; on the emulated core without a compiler."""
+        from dsopt.backends.mcu.desk import DeskExecutor
+
+        try:
+            return DeskExecutor(artifact), "the generated C, built for this computer"
+        except ToolchainError:
+            return self.check_executor(artifact)
 
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the image on the emulated core; say why not where nothing here emulates it."""

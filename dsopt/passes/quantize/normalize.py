@@ -27,6 +27,9 @@ HIDDEN_GRID = (1 / 128, 0)
 CELL_BITS = 11
 """Bits after the point of an LSTM's cell: its range is then -16 to 16, four times what tanh still tells apart."""
 
+ORIGIN = "origin"
+"""The fact that names the node of the float program that had the same value."""
+
 VANISHING = -1e4
 """An additive mask at or below this hides its key: exp(-1e4) is 0 in float32."""
 
@@ -75,6 +78,12 @@ def _activate(rewriter: Rewriter, value: fx.Node, node: fx.Node, name: Any, para
     if name != "none":
         op, args, kwargs = _ACTIVATIONS[name](list(params))
         value = rewriter.call(op, value, *args, like=node, **kwargs)
+    _take_place(rewriter, node, value)
+
+
+def _take_place(rewriter: Rewriter, node: fx.Node, value: fx.Node) -> None:
+    """Replace a node, and remember which value of the float program this is, so that the two can be compared."""
+    rewriter.program.facts(node).setdefault(ORIGIN, node.name)
     rewriter.replace(node, value)
 
 
@@ -136,7 +145,7 @@ def _open_attention(program: Program, rewriter: Rewriter, node: fx.Node, masks: 
     # a row without any key is all zeros, as attention has it
     soft = _ATEN.softmax.int if given["attn_mask"] is None else _ATEN._safe_softmax.default
     weights = rewriter.call(soft, scores, -1, like=node)
-    rewriter.replace(node, rewriter.call(_ATEN.matmul.default, weights, v, like=node))
+    _take_place(rewriter, node, rewriter.call(_ATEN.matmul.default, weights, v, like=node))
 
 
 def _repeated(rewriter: Rewriter, node: fx.Node, q: fx.Node, heads: fx.Node) -> fx.Node:
@@ -219,7 +228,7 @@ class _Splitter:
         replacements = [x, *(self._stacked([each[number] for each in last]) for number in range(len(self.first)))]
         for user in list(node.users):
             number: Any = user.args[1]
-            self.rewriter.replace(user, replacements[number])
+            _take_place(self.rewriter, user, replacements[number])
 
     def _direction(self, x: Any, slot: int, weights: Any, reverse: bool) -> list[fx.Node]:
         starts = [self._call(_ATEN.select.int, each, 0, slot) for each in self.first]

@@ -29,7 +29,7 @@ class Site:
     """A value that is rounded to integers of `bits`.
 
     value: the node whose result is rounded.  readers: the users that read the rounded value; None for all.  fixed: its grid, where
-    the operator knows it.  tied: the site whose grid this one shares.
+    the operator knows it.  tied: the site whose grid this one shares.  operator: what computes the value, None for an input or a float.
     """
 
     value: fx.Node
@@ -37,6 +37,7 @@ class Site:
     readers: set[fx.Node] | None = None
     fixed: tuple[float, int] | None = None
     tied: Site | None = None
+    operator: fx.Node | None = None
 
     @property
     def owner(self) -> Site:
@@ -197,7 +198,7 @@ class _Planner:
         fixed = operation.fixed
         if fixed is not None and bits == 16:
             fixed = (2.0**-15, 0)
-        self.plan.sites[value] = Site(value, bits, None, fixed)
+        self.plan.sites[value] = Site(value, bits, None, fixed, operator=node)
 
     def _embedding_shares_grid(self, node: fx.Node) -> bool:
         return (

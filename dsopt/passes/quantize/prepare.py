@@ -35,12 +35,12 @@ class QuantizePrepare(Precision, Pass):
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
         """Plan, calibrate, and insert."""
-        self.check_patterns(program)
         if any(node.target is _FAKE for node in program.graph.nodes):
             raise PassError(
                 "DS0314", "the program is prepared for quantisation already", fix="run quantize-prepare once"
             )
         normalize(program, rewriter, lambda nodes: look_at(program, context, nodes))
+        self.check_patterns(program)
         plan = make_plan(program, self)
         if self.power_of_two and any(node.target is _ATEN.batch_norm.default for node in program.graph.nodes):
             raise PassError(
@@ -142,6 +142,7 @@ def _weight_node(program: Program, rewriter: Rewriter, use: WeightUse, precision
     # only this use is redirected: another operator may read the same weight along another axis
     node = rewriter.wrap(use.weight, _FAKE, scale, zero, *options, users=())
     node.meta["layer"] = program.layer(use.user)
+    program.facts(node)["operator"] = use.user.name
     return node
 
 
@@ -162,7 +163,8 @@ def _insert_sites(
             )
         options = (*stored[owner], 0, 0, grid.low, grid.high, power_of_two)
         readers = None if site.readers is None else sorted(site.readers, key=lambda node: node.name)
-        rewriter.wrap(site.value, _FAKE, *options, users=readers)
+        rounded = rewriter.wrap(site.value, _FAKE, *options, users=readers)
+        program.facts(rounded)["operator"] = "" if site.operator is None else site.operator.name
 
 
 def _site_name(program: Program, node: fx.Node) -> str:

@@ -57,7 +57,7 @@ _LOWERINGS: dict[str, Callable[[Lowering, fx.Node, Output], fx.Node]] = {
 
 @dataclass(frozen=True)
 class LowerInteger(Pass):
-    """quantize(relu(conv(dequantize(x), dequantize_channel(w), b))) -> q_conv(x, w, b, ...)
+    """quantize(relu(conv(dequantize(x), dequantize_channel(w), b))) -> q_conv(x, w, b, ...).
 
     The operators and their rounding are those of `dsopt.ops.integer`. Sums are bounded with the actual weights and kept in int64
     where int32 might not hold them. What has no integer form stays float between a dequantize and a quantize, and is listed.

@@ -1,0 +1,1 @@
+"""What quantisation costs: samples and metrics, statistics of layers, and the search for layers to keep at higher precision."""

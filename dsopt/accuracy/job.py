@@ -1,0 +1,159 @@
+"""One compilation: passes, the ones that a quantised program needs after them, code, and the check of the code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsopt.accuracy.samples import Samples
+from dsopt.accuracy.statistics import ValueStatistics, quantization_statistics
+from dsopt.artifact import Artifact
+from dsopt.backends.base import Backend, EmitOptions, refuse
+from dsopt.backends.check import Agreement, check_against
+from dsopt.feeds import Feed
+from dsopt.ir import Program
+from dsopt.passes.base import Pass, PassContext, PassManager, PassRecord, load_pass, parse_pipeline
+from dsopt.target import Target
+
+_DSOPT = torch.ops.dsopt
+_CONVERSION = "fold-batch-norm,quantize-convert,remove-dead-code"
+_CHECK_RUNS = 3
+_STATISTICS_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program on its way. before: ahead of quantisation, float.  rounded: quantised, in the form of quantize and dequantize.
+
+    program: what is emitted.  Where nothing is quantised, the three are one.
+    """
+
+    before: Program
+    rounded: Program
+    program: Program
+    records: tuple[PassRecord, ...]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Tell whether anything is rounded."""
+        return is_quantised(self.rounded)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact whose code agrees with its program, before the lock and the records are written into it."""
+
+    artifact: Artifact
+    program: Program
+    records: tuple[PassRecord, ...]
+    agreement: Agreement
+    statistics: tuple[ValueStatistics, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program to be compiled for a target, with the data for it."""
+
+    program: Program
+    target: Target
+    backend: Backend
+    samples: Samples | None
+    calibration_samples: int
+    options: EmitOptions
+    tolerance: float
+    dump: Path | None = None
+
+    def calibration(self) -> list[Feed]:
+        """Return the runs that calibrate."""
+        if self.samples is None:
+            return []
+        chosen, _ = self.samples.split(self.calibration_samples, self.options.seed)
+        return self.samples.feeds(chosen)
+
+    def context(self) -> PassContext:
+        """Return what passes may know."""
+        batches = tuple(
+            {name: torch.from_numpy(np.array(array)) for name, array in feed.items()} for feed in self.calibration()
+        )
+        return PassContext(
+            target=self.target, calibration=batches, seed=self.options.seed, progress=self.options.progress
+        )
+
+    def rewrite(self, pipeline: Sequence[Pass]) -> Rewritten:
+        """Run the passes, convert what was only prepared, and let the backend lower what is quantised."""
+        first = next(
+            (n for n, each in enumerate(pipeline) if each.name in ("quantize", "quantize-prepare")), len(pipeline)
+        )
+        context = self.context()
+        before, records = PassManager(tuple(pipeline[:first]), self.dump).run(self.program, context)
+        rounded, more = (
+            PassManager(tuple(pipeline[first:]), self.dump, first).run(before, context)
+            if first < len(pipeline)
+            else (before, ())
+        )
+        records = (*records, *more)
+        if any(node.target is _DSOPT.fake_quantize.default for node in rounded.graph.nodes):
+            rounded, more = PassManager(parse_pipeline(_CONVERSION), self.dump, len(records)).run(rounded, context)
+            records = (*records, *more)
+        lowering = self.backend.lowering(self.target) if is_quantised(rounded) else ()
+        lowered, more = (
+            PassManager(lowering, self.dump, len(records)).run(rounded, context) if lowering else (rounded, ())
+        )
+        return Rewritten(before, rounded, lowered, (*records, *more))
+
+    def compile(self, pipeline: Sequence[Pass]) -> Draft:
+        """Rewrite, emit, and check what was emitted.
+
+        Quantised code is compared with the quantised program: on the cpu, where ONNX Runtime rounds at other places, to within what
+        rounding itself changes.
+        """
+        done = self.rewrite(pipeline)
+        refuse(self.backend.unsupported(done.program, self.target), self.target)
+        artifact = self.backend.emit(done.program, self.target, self.options)
+        self.options.progress(0, 1, "check")
+        reference = done.program if done.is_quantised else self.program
+        has_integers = done.program is not done.rounded
+        agreement = check_against(
+            artifact, reference, self.backend, self._check_feeds(), seed=self.options.seed, tolerance=self.tolerance,
+            rewritten=done.program, float_twin=done.before if done.is_quantised and not has_integers else None,
+        )  # fmt: skip
+        self.options.progress(1, 1, "check")
+        statistics = self._statistics(done) if done.is_quantised else ()
+        return Draft(artifact, done.program, done.records, agreement, statistics)
+
+    def _check_feeds(self) -> list[Feed] | None:
+        if self.samples is None:
+            return None
+        _, rest = self.samples.split(self.calibration_samples, self.options.seed)
+        return self.samples.feeds(
+            rest[:_CHECK_RUNS] if not self.samples.batched else rest[: 2 * _CHECK_RUNS], at_once=2
+        )
+
+    def _statistics(self, done: Rewritten) -> tuple[ValueStatistics, ...]:
+        if self.samples is None:
+            return ()
+        chosen, _ = self.samples.split(self.calibration_samples, self.options.seed)
+        twin = None if done.before is done.rounded else done.before
+        return quantization_statistics(done.rounded, twin, self.samples.feeds(chosen[:_STATISTICS_SAMPLES]))
+
+
+def is_quantised(program: Program) -> bool:
+    """Tell whether a program rounds values to integers or holds integer weights."""
+    rounding: set[Any] = {_DSOPT.quantize.default, _DSOPT.dequantize.default, _DSOPT.dequantize_channel.default}
+    return any(node.target in rounding for node in program.graph.nodes)
+
+
+def prepared_twin(pass_: Pass) -> Pass:
+    """Return the quantize-prepare pass with the options of a quantize pass; itself if it is one."""
+    if pass_.name == "quantize-prepare":
+        return pass_
+    from dataclasses import fields
+
+    kind = load_pass("quantize-prepare")
+    made: Pass = kind(**{item.name: getattr(pass_, item.name) for item in fields(pass_)})
+    return made
