@@ -30,10 +30,10 @@ _TO_THREADS = (
     _T.StmtSimplify(),
     _S.LowerOpaqueBlock(),
     _T.FlattenBuffer(),
-    _T.NarrowDataType(32),
     _T.StmtSimplify(),
     _T.RemoveNoOp(),
 )
+"""Without TVM's NarrowDataType: indices are int32 as they are, and it would make int32 of an int64 product of small factors."""
 
 _DEVICE_KERNEL = 2
 """TVM's CallingConv::kDeviceKernelLaunch."""

@@ -26,7 +26,7 @@ def integer_operator(schema: str, reference: Callable[..., Any], shape_rule: Cal
     def run(*arguments: Any) -> Any:
         given = [each.detach().cpu().numpy() if isinstance(each, Tensor) else each for each in arguments]
         results = reference(*given)
-        as_tensors = [torch.from_numpy(np.ascontiguousarray(each)) for each in _listed(results)]
+        as_tensors = [torch.from_numpy(np.asarray(each, order="C")) for each in _listed(results)]
         return tuple(as_tensors) if isinstance(results, tuple) else as_tensors[0]
 
     register_opaque(schema, run, shape_rule)

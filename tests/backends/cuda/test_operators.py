@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,15 +12,25 @@ from dsopt.runtime.cuda_executor import PlanExecutor
 from dsopt.runtime.cuda_plan import LaunchPlan
 from dsopt.simulate.cuda_host import HostDevice, host_compiler
 from tests.backends.cuda.harness import capture, emit
-from tests.backends.tir.case import Cases
+from tests.backends.tir.case import Cases, Family
 from tests.backends.tir.cases import FAMILIES
+from tests.backends.tir.integer_cases import INTEGER_FAMILIES
 
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no host C++ compiler")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_kernels_agree_with_eager_torch_in_any_order_of_threads(name: str) -> None:
-    family = FAMILIES[name]
+    _compare(FAMILIES[name])
+
+
+@pytest.mark.parametrize("name", INTEGER_FAMILIES)
+def test_integer_kernels_give_the_bits_of_the_reference(name: str) -> None:
+    _compare(replace(INTEGER_FAMILIES[name], tolerance=0.0))
+
+
+def _compare(family: Family) -> None:
+    """Run all cases of a family as kernels, the threads in order and in the opposite one."""
     program = capture(Cases(family.cases), *family.inputs)
     artifact = emit(program)
     plan = LaunchPlan.read(artifact.manifest)
