@@ -24,6 +24,7 @@ from tests.backends.tir.integer_modules import (
     softmax,
     tensor,
 )
+from tests.backends.tir.quantize_cases import QUANTIZE_FAMILIES
 
 LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
 RELU = Settings(3, y_zero=-20, y_range=(-20, 90))
@@ -364,3 +365,4 @@ INTEGER_FAMILIES: dict[str, Family] = {
         (tensor(0, 4, 3, 5), tensor(1, 3, 6), tensor(2, 3, 6, bits=16), tensor(3, 3, 4, 5)), RECURRENT
     ),
 }  # fmt: skip
+INTEGER_FAMILIES |= QUANTIZE_FAMILIES
