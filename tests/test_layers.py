@@ -22,6 +22,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"backends", "passes", "ir", "runtime", "artifact", "feeds", *BASE},
         {"torch", "numpy"},
     ),
+    "train": ({"passes", "ir", *BASE}, {"torch", "numpy", "rich"}),
     "measure": (
         {"backends", "passes", "frontend", "ir", "artifact", "runtime", "feeds", *BASE},
         {"torch", "numpy", "onnxruntime"},

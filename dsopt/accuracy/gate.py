@@ -85,7 +85,7 @@ class _Referee:
         value = self.metric.function(outputs, self.reference)
         return Verdict(
             self.metric.name, self.float_value, value, self.metric.drop(self.float_value, value), self.metric.drop_unit, self.gate.max_drop,
-            len(self.chosen) * max(self.samples.rows, 1), len(self.calibration), place,
+            len(self.chosen) * self.samples.rows, len(self.calibration), place,
         )  # fmt: skip
 
     def sensitivities(self, pipeline: Sequence[Pass], place: int) -> tuple[LayerSensitivity, ...]:

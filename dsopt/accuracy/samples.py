@@ -28,7 +28,8 @@ _AT_ONCE = 32
 class Samples:
     """Inputs by name with samples along the first axis, and labels, None if there are none.
 
-    batched: the first size of every input varies, so that samples can be run together.  rows: of one run where it does not.
+    batched: the first size of every input varies, so that samples can be run together; else an entry of an array is a run.
+    rows: how many labels a run has.
     """
 
     arrays: Mapping[str, Array]
@@ -45,12 +46,7 @@ class Samples:
                 {name: array[indices[start : start + at_once]] for name, array in self.arrays.items()}
                 for start in range(0, len(indices), at_once)
             ]
-        if self.rows == 0:
-            return [{name: array[index] for name, array in self.arrays.items()} for index in indices]
-        return [
-            {name: array[index * self.rows : (index + 1) * self.rows] for name, array in self.arrays.items()}
-            for index in indices
-        ]
+        return [{name: array[index] for name, array in self.arrays.items()} for index in indices]
 
     def labels_of(self, chosen: Sequence[int] | Array) -> Array | None:
         """Return the labels of the chosen samples."""
@@ -127,27 +123,33 @@ def _joined(program: Program, feeds: Sequence[Feed]) -> dict[str, Array]:
 
 
 def _cut(inputs: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], labels: Array | None) -> Samples:
-    first = [spec["shape"][0] if spec["shape"] else None for spec in inputs]
-    ranks = [arrays[str(spec["name"])].ndim - len(spec["shape"]) for spec in inputs]
-    if all(isinstance(size, str) for size in first) and not any(ranks):
-        batched, rows = len(set(first)) == 1, 1
-        counts = {len(arrays[str(spec["name"])]) for spec in inputs}
-        if not batched or len(counts) > 1:  # a length that varies but is no batch: the file holds one run
-            return Samples({name: array[None] for name, array in arrays.items()}, labels, False, 0, 1)
-    elif all(ranks):
-        batched, rows = False, 0
-        counts = {len(array) for array in arrays.values()}
+    shapes = {str(spec["name"]): list(spec["shape"]) for spec in inputs}
+    first = {shape[0] if shape else None for shape in shapes.values()}
+    is_one_run = all(array.ndim == len(shapes[name]) for name, array in arrays.items())
+    counts = {len(array) for array in arrays.values() if array.ndim}
+    batched = is_one_run and len(first) == 1 and isinstance(next(iter(first)), str) and len(counts) == 1
+    rows = 1
+    if batched:
+        (count,) = counts
     else:
-        batched, rows = False, int(first[0])  # type: ignore[arg-type]
-        counts = {len(array) // rows for array in arrays.values()}
-    count = counts.pop()
+        runs = {name: _runs(array, shapes[name]) for name, array in arrays.items()}
+        count = min(len(array) for array in runs.values())
+        if labels is not None and count and len(labels) % count == 0:
+            rows = len(labels) // count
+        arrays = runs
     if count == 0:
         raise UsageError("DS0402", "the data holds no sample", fix="give at least one")
-    per_sample = max(rows, 1)
-    if labels is not None and len(labels) != count * per_sample:
+    if labels is not None and len(labels) != count * rows:
         raise UsageError(
-            "DS0340",
-            f"the data holds {count * per_sample} rows and {len(labels)} labels",
-            fix="give one label for each row",
+            "DS0340", f"the data holds {count} samples and {len(labels)} labels", fix="give one label for each row"
         )
     return Samples(arrays, labels, batched, rows, count)
+
+
+def _runs(array: Array, shape: Sequence[int | str]) -> Array:
+    """Return an array with its runs along the first axis."""
+    if array.ndim > len(shape):
+        return array
+    if shape and isinstance(shape[0], int) and shape[0] > 0:
+        return array.reshape(-1, shape[0], *array.shape[1:])
+    return array[None]

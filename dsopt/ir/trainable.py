@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ _TRAINING_ARGUMENT = {
 }
 """Operators that behave differently in training -> position of the flag."""
 
-_ATTENTION_DROPOUT = torch.ops.aten.scaled_dot_product_attention.default
+_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 class ProgramModule(nn.Module):
@@ -38,6 +39,9 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self._program = program.clone()
+        self._is_norm_frozen = False
+        self.watch: Callable[[fx.Node, Any], None] | None = None
+        """Is shown each node with its value in every call; for observers."""
         for spec in program.signature.weights:
             value = program.weights[spec.name].detach().clone()
             if spec.kind == "parameter" and value.is_floating_point():
@@ -54,10 +58,38 @@ class ProgramModule(nn.Module):
         for node in self._program.graph.nodes:
             position = _TRAINING_ARGUMENT.get(node.target)
             if position is not None and len(node.args) > position:
-                arguments = list(node.args)
-                arguments[position] = mode
-                node.args = tuple(arguments)
+                is_frozen = self._is_norm_frozen and node.target is _BATCH_NORM
+                _set(node, position, mode and not is_frozen)
         return self
+
+    def freeze_batch_norm(self) -> None:
+        """Keep the running statistics of batch normalisation from now on, in training too."""
+        self._is_norm_frozen = True
+        self.train(self.training)
+
+    def reestimate_batch_norm(self, calls: Iterable[Callable[[ProgramModule], object]]) -> int:
+        """Replace the running statistics by their plain averages over calls of the module with dropout off; returns their number.
+
+        Training moves weights after the statistics were taken, and rounding makes that matter (Nagel et al. 2022, "Overcoming
+        oscillations in quantization-aware training", section 3.3).
+        """
+        norms = [node for node in self._program.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None]
+        was_training, momenta = self.training, [node.args[6] for node in norms]
+        self.train(False)
+        for node in norms:
+            _set(node, 5, True)
+        count = 0
+        try:
+            with torch.no_grad():
+                for count, call in enumerate(calls, start=1):
+                    for node in norms:
+                        _set(node, 6, 1.0 / count)  # the running average becomes the mean of all batches so far
+                    call(self)
+        finally:
+            for node, momentum in zip(norms, momenta, strict=True):
+                _set(node, 6, momentum)
+            self.train(was_training)
+        return count
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the user's model did."""
@@ -126,6 +158,12 @@ def flatten_call(tree: Tree, names: tuple[str, ...], args: tuple[Any, ...], kwar
     if wrong:
         raise TypeError("; ".join(wrong))
     return flat
+
+
+def _set(node: fx.Node, position: int, value: Any) -> None:
+    arguments = list(node.args)
+    arguments[position] = value
+    node.args = tuple(arguments)
 
 
 def _attribute(name: str) -> str:

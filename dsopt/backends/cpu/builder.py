@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsopt.backends.cpu.kernels import KERNEL_DTYPES, WIDER, Typed
+from dsopt.backends.cpu.kernels import KERNEL_DTYPES, NARROW, WIDER, Typed
 from dsopt.backends.cpu.registry import RefusalError
 
 MICROSOFT = "com.microsoft"
@@ -25,6 +26,15 @@ class Value:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class Body:
+    """The graph inside of a Scan, which also sees the values around it."""
+
+    nodes: list[Node]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
 @dataclass
 class Node:
     """One operator call; an absent optional input is ""."""
@@ -36,13 +46,25 @@ class Node:
     domain: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    def walk(self) -> Iterator[Node]:
+        """Yield the node, and those of the graphs inside of it."""
+        yield self
+        for value in self.attributes.values():
+            if isinstance(value, Body):
+                for node in value.nodes:
+                    yield from node.walk()
+
 
 class GraphBuilder:
-    """Collect nodes and stored tensors. Converters call `op`; names follow the current `scope`, the user's module path."""
+    """Collect nodes and stored tensors. Converters call `op`; names follow the current `scope`, the user's module path.
+
+    narrow: the dtypes of stored tensors that have one of `NARROW` in the file.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.initializers: dict[str, Tensor] = {}
+        self.narrow: dict[str, torch.dtype] = {}
         self.scope = ""
         self._taken: set[str] = set()
         self._constants: dict[tuple[torch.dtype, tuple[int, ...], bytes], Value] = {}
@@ -59,19 +81,26 @@ class GraphBuilder:
 
     # ---- stored tensors ----
 
-    def store(self, name: str, tensor: Tensor) -> Value:
-        """Store a tensor under a name of its own; the same name again gives the same value."""
+    def store(self, name: str, tensor: Tensor, narrow: torch.dtype | None = None) -> Value:
+        """Store a tensor under a name of its own; the same name again gives the same value. narrow: one of `NARROW`."""
         if name not in self.initializers:
             self._taken.add(name)
             self.initializers[name] = tensor.detach()
-        return Value(name, self.initializers[name].dtype)
+            if narrow is not None:
+                self.narrow[name] = narrow
+        return Value(name, self.stored_dtype(name))
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that a stored tensor has in the file."""
+        return self.narrow.get(name, self.initializers[name].dtype)
 
     def constant(self, data: Any, dtype: torch.dtype) -> Value:
         """Store a small tensor (numbers, nested lists, numpy or torch), shared by all that use an equal one."""
-        tensor = torch.as_tensor(data).to(dtype)
+        narrow = dtype if dtype in NARROW else None
+        tensor = torch.as_tensor(data).to(torch.int8 if narrow else dtype)
         key = (dtype, tuple(tensor.shape), tensor.contiguous().view(-1).numpy().tobytes())
         if key not in self._constants:
-            self._constants[key] = self.store(self.unique(f"constant.{len(self._constants)}"), tensor)
+            self._constants[key] = self.store(self.unique(f"constant.{len(self._constants)}"), tensor, narrow)
         return self._constants[key]
 
     def vector(self, numbers: Iterable[int]) -> Value:
@@ -143,7 +172,7 @@ class GraphBuilder:
         if value.dtype == dtype:
             return value
         stored = self.initializers.get(value.name)
-        if stored is not None and stored.numel() <= 64:
+        if stored is not None and stored.numel() <= 64 and value.name not in self.narrow:
             return self.constant(stored.to(dtype), dtype)
         name = self.unique(f"{self.scope}/Cast" if self.scope else "Cast")
         self.nodes.append(Node("Cast", name, [value.name], [name], "", {"to": dtype}))
@@ -157,9 +186,19 @@ class GraphBuilder:
         if is_node_renamed:
             producer.name = name
         producer.outputs = [name if each == value.name else each for each in producer.outputs]
-        for node in self.nodes[first:]:
-            node.inputs = [name if each == value.name else each for each in node.inputs]
+        for outer in self.nodes[first:]:
+            for node in outer.walk():
+                node.inputs = [name if each == value.name else each for each in node.inputs]
         return Value(name, value.dtype)
+
+    @contextmanager
+    def body(self) -> Iterator[list[Node]]:
+        """Collect the nodes that are appended meanwhile into a list of their own, for a `Body`; stored tensors stay outside."""
+        outer, self.nodes = self.nodes, []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outer
 
     def prune(self, wanted: Iterable[str]) -> None:
         """Remove nodes whose results neither a node nor `wanted` reads."""
@@ -167,7 +206,7 @@ class GraphBuilder:
         kept: list[Node] = []
         for node in reversed(self.nodes):
             if needed.intersection(node.outputs):
-                needed.update(node.inputs)
+                needed.update(name for each in node.walk() for name in each.inputs)
                 kept.append(node)
         self.nodes = kept[::-1]
 

@@ -87,6 +87,7 @@ def convert(program: Program) -> Converted:
         and node.op == "call_function"
         and isinstance(node.meta["val"], Tensor)
         and emitter.value(node).name in producers
+        and emitter.value(node).dtype == program.dtype(node)  # int8 written as uint8 has other numbers
     }
     inner = _inner_ports(program, values, {port.name for port in outputs})
     return Converted(emitter, inputs, outputs, values, producers, inner, tuple(blockers))

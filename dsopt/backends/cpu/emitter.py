@@ -163,10 +163,10 @@ class Emitter(GraphBuilder):
         name = self._weight_names.get(arg) if isinstance(arg, fx.Node) else None
         return None if name is None else self.program.weights[name].detach()
 
-    def derive(self, name: str, tensor: Tensor) -> Value:
-        """Store a tensor made of weights; the same name again gives the same value."""
+    def derive(self, name: str, tensor: Tensor, narrow: torch.dtype | None = None) -> Value:
+        """Store a tensor made of weights; the same name again gives the same value. narrow: see `store`."""
         if name not in self._derived:
-            self._derived[name] = self.store(self.unique(name), tensor)
+            self._derived[name] = self.store(self.unique(name), tensor, narrow)
         return self._derived[name]
 
     def weight_name(self, arg: fx.Node) -> str:

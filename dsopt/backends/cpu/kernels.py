@@ -20,6 +20,12 @@ WIDER: dict[torch.dtype, torch.dtype] = {
 """The next dtype that holds every value of a dtype; float64 has none, and float16 is ONNX Runtime's own business."""
 
 
+INT4: torch.dtype = vars(torch)["int4"]  # the stubs of torch lack the two
+UINT4: torch.dtype = vars(torch)["uint4"]
+NARROW = (INT4, UINT4)
+"""Dtypes of files whose elements share bytes; torch has no such tensors, and here they are int8."""
+
+
 @dataclass(frozen=True)
 class Typed:
     """Which inputs of an operator share its type (None: all) and the dtypes it has kernels for."""
@@ -40,6 +46,7 @@ _NUMBERS = _INTS | _FLOATS
 _WIDE = _WIDE_INTS | _FLOATS
 _NO_INT16 = _NUMBERS - {torch.int16}
 _BOOL = frozenset({torch.bool})
+_BYTES = frozenset({torch.uint8, torch.int8})
 
 
 def _table(*rows: tuple[str, frozenset[torch.dtype], tuple[int, ...] | None]) -> dict[str, Typed]:
@@ -77,5 +84,9 @@ KERNEL_DTYPES: dict[str, Typed] = _table(
     ("Resize", _F32 | {torch.uint8, torch.int8, torch.int32}, (0,)),
     ("BitwiseAnd BitwiseNot BitwiseOr BitwiseXor", _INTS, None),
     ("NonZero", _BOOL | _F32 | _WIDE_INTS, None),
+    ("QuantizeLinear", _F32, (0, 1)),
+    ("DequantizeLinear", _INTS - {torch.int64} | {INT4, UINT4}, (0, 2)),
+    ("MatMulInteger", _BYTES, (0, 2)),  # the second operand has a type of its own
+    ("ConvInteger", frozenset({torch.uint8}), (0, 2)),
 )
 """Operator -> the dtypes it has kernels for. Resize of ints is exact for nearest neighbours only, which is what it is used for."""

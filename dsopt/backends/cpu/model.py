@@ -11,8 +11,9 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from dsopt import __version__
-from dsopt.backends.cpu.builder import MICROSOFT, Node
+from dsopt.backends.cpu.builder import MICROSOFT, Body, GraphBuilder, Node
 from dsopt.backends.cpu.convert import Converted, Port
+from dsopt.backends.cpu.kernels import INT4, UINT4
 from dsopt.errors import VerifyError
 
 OPSET = 21
@@ -37,23 +38,25 @@ ONNX_DTYPES: dict[torch.dtype, int] = {
     torch.int16: TensorProto.INT16,
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
+    INT4: TensorProto.INT4,
+    UINT4: TensorProto.UINT4,
 }
 
 
 def model_files(converted: Converted, name: str) -> dict[str, bytes]:
     """Return "model.onnx", and "model.onnx.data" where the weights are large. Raises VerifyError if onnx finds the model wrong."""
     graph = converted.emitter
-    used = {each for node in graph.nodes for each in node.inputs}
+    used = {name for node in graph.nodes for each in node.walk() for name in each.inputs}
     stored = {key: tensor for key, tensor in graph.initializers.items() if key in used}
     check(converted, stored, name)
     total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     if total <= EXTERNAL_DATA_ABOVE_BYTES:
-        return {"model.onnx": _serialize(_model(converted, name, [_tensor(*item) for item in stored.items()]))}
+        return {"model.onnx": _serialize(_model(converted, name, [_stored(graph, key) for key in stored]))}
     protos: list[TensorProto] = []
     chunks: list[bytes] = []
     offset = 0
-    for key, tensor in stored.items():
-        proto = _tensor(key, tensor)
+    for key in stored:
+        proto = _stored(graph, key)
         if len(proto.raw_data) > 1024:
             padding = -offset % _ALIGNMENT_BYTES
             chunks += [bytes(padding), proto.raw_data]
@@ -73,11 +76,12 @@ def check(converted: Converted, stored: dict[str, Tensor], name: str) -> None:
 
     Raises VerifyError: a converter is wrong.
     """
+    graph = converted.emitter
     small = {key: tensor for key, tensor in stored.items() if tensor.numel() <= _SKELETON_LIMIT}
-    model = _model(converted, name, [_tensor(*item) for item in small.items()])
+    model = _model(converted, name, [_stored(graph, key) for key in small])
     for key, tensor in stored.items():
         if key not in small:
-            model.graph.input.append(_value_info(Port(key, tensor.dtype, tuple(tensor.shape))))
+            model.graph.input.append(_value_info(Port(key, graph.stored_dtype(key), tuple(tensor.shape))))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
@@ -100,7 +104,7 @@ def _model(converted: Converted, name: str, tensors: Iterable[TensorProto]) -> o
         value_info=[_value_info(port) for port in converted.inner],
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    if any(each.domain == MICROSOFT for each in nodes):
+    if any(each.domain == MICROSOFT for node in nodes for each in node.walk()):
         opsets.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     model.producer_name, model.producer_version = "dsopt", __version__
@@ -124,6 +128,10 @@ def _attribute(value: Any) -> Any:
         return ONNX_DTYPES[value]
     if isinstance(value, Tensor):
         return _tensor("", value)
+    if isinstance(value, Body):
+        ports = ([helper.make_tensor_value_info(each.name, ONNX_DTYPES[each.dtype], None) for each in values]
+                 for values in (value.inputs, value.outputs))  # fmt: skip
+        return helper.make_graph([_node(each) for each in value.nodes], "body", *ports)
     return value
 
 
@@ -131,7 +139,19 @@ def _value_info(port: Port) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(port.name, ONNX_DTYPES[port.dtype], list(port.shape))
 
 
-def _tensor(name: str, tensor: Tensor) -> TensorProto:
-    proto = TensorProto(name=name, data_type=ONNX_DTYPES[tensor.dtype], dims=tuple(tensor.shape))
-    proto.raw_data = tensor.contiguous().numpy().tobytes()  # little-endian, as every host that torch runs on
+def _stored(graph: GraphBuilder, name: str) -> TensorProto:
+    return _tensor(name, graph.initializers[name], graph.narrow.get(name))
+
+
+def _tensor(name: str, tensor: Tensor, narrow: torch.dtype | None = None) -> TensorProto:
+    proto = TensorProto(name=name, data_type=ONNX_DTYPES[narrow or tensor.dtype], dims=tuple(tensor.shape))
+    elements = tensor.contiguous() if narrow is None else _packed(tensor)
+    proto.raw_data = elements.numpy().tobytes()  # little-endian, as every host that torch runs on
     return proto
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Return 4-bit elements two to a byte, the first one in the low half; the last byte may be half used."""
+    flat = tensor.reshape(-1).to(torch.uint8) & 15
+    flat = torch.nn.functional.pad(flat, (0, flat.numel() % 2))
+    return flat[0::2] | (flat[1::2] << 4)

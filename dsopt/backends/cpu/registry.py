@@ -34,6 +34,8 @@ _FAMILIES = (
     "normalization",
     "padding",
     "pooling",
+    "quantization",
+    "quantized_recurrent",
     "recurrent",
     "reduction",
     "resize",

@@ -164,6 +164,8 @@ def _insert_sites(
         options = (*stored[owner], 0, 0, grid.low, grid.high, power_of_two)
         readers = None if site.readers is None else sorted(site.readers, key=lambda node: node.name)
         rounded = rewriter.wrap(site.value, _FAKE, *options, users=readers)
+        if owner.fixed is not None:
+            program.facts(rounded)["fixed"] = True
         program.facts(rounded)["operator"] = "" if site.operator is None else site.operator.name
 
 

@@ -9,13 +9,19 @@ from torch import fx
 
 from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.emitter import Emitter
+from dsopt.backends.cpu.integers import Integers, is_inside, stored_integers, write, write_bias, write_folded
 from dsopt.backends.cpu.ops.activation import activate
 from dsopt.backends.cpu.registry import RefusalError, converter
+
+_LINEAR = (torch.ops.aten.linear.default, torch.ops.dsopt.linear_act.default)
 
 
 @converter("aten.linear.default")
 def convert_linear(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Value:
     """Write x weight^T + bias: Gemm for a matrix, else MatMul and Add, which ONNX Runtime fuses with what follows."""
+    stored = stored_integers(cx, weight)
+    if stored is not None and cx.rank(weight) == 2:
+        return _convert_quantized(cx, x, weight, bias, stored)
     if cx.rank(x) == 2 and cx.dtype.is_floating_point and cx.rank(weight) == 2:
         return cx.op("Gemm", cx.value(x), cx.value(weight), cx.optional(bias), transB=1)
     y = cx.op("MatMul", cx.value(x), transposed(cx, weight))
@@ -28,6 +34,28 @@ def convert_linear_act(
 ) -> Value:
     """Write a linear layer and its activation."""
     return activate(cx, convert_linear(cx, x, weight, bias), activation, params)
+
+
+def _convert_quantized(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node | None, stored: Integers) -> Value:
+    """Write a linear layer with an integer weight, which is stored transposed if nothing else reads it.
+
+    Only Gemm is fused with a bias, and only a bias of integers; what has more dims than a matrix is reshaped around it.
+    """
+    taken = is_inside(cx, x)
+    added, is_integer = write_bias(cx, x, weight, bias)
+    is_turned = all(user.target in _LINEAR and user.args.index(weight) == 1 for user in weight.users)
+    if stored.scale.dim() and stored.axis != 0:  # no kernel has a scale for each input
+        matrix, is_turned = write_folded(cx, stored), False
+    else:
+        matrix = write(cx, stored, is_turned=is_turned, is_widened=taken)
+    if taken and is_integer:
+        rank = cx.rank(x)
+        flat = cx.value(x) if rank == 2 else cx.op("Reshape", cx.value(x), cx.vector([-1, stored.values.shape[1]]))
+        y = cx.op("Gemm", flat, matrix, added, transB=None if is_turned else 1)
+        sizes = [*(cx.extent(x, axis) for axis in range(rank - 1)), cx.out.shape[-1]]
+        return y if rank == 2 else cx.op("Reshape", y, cx.sizes(sizes))
+    y = cx.op("MatMul", cx.value(x), matrix if is_turned else cx.transpose(matrix, [1, 0]))
+    return y if added is None else cx.op("Add", y, added)
 
 
 def transposed(cx: Emitter, weight: fx.Node) -> Value:

@@ -39,7 +39,7 @@ def convert_mean(cx: Emitter, x: fx.Node, dim: Any = None, keepdim: bool = False
     value = cx.cast(cx.value(x), cx.dtype)
     if rank == 4 and axes == [2, 3] and value.dtype == torch.float32:
         pooled = cx.op("GlobalAveragePool", value)
-        return pooled if keepdim else cx.op("Flatten", pooled, axis=1)
+        return pooled if keepdim else cx.squeeze(pooled, 2, 3)
     return reduce(cx, "ReduceMean", value, axes, keepdim)
 
 
