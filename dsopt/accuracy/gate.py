@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,16 +25,19 @@ _ATTEMPTS = 3
 class Gate:
     """What to judge by. metric: a name or a function of (outputs, labels or float outputs); None: by what the data holds.
 
-    max_drop: largest drop against the float model, in points, or in percent for errors.  fallback: how far layers may be raised:
-    "none", "int16" or "float".  labels: the array of the data that holds the labels.
+    max_drop: largest drop against the float model, in points, or in percent for errors; infinite: judge, and never fail.
+    fallback: how far layers may be raised: "none", "int16" or "float".  labels: the array of the data that holds the labels.
     """
 
-    max_drop: float
+    max_drop: float = math.inf
     metric: str | Function | Metric | None = None
     fallback: str = "int16"
     labels: str = LABELS
 
     def __post_init__(self) -> None:
+        """Refuse what means nothing. Raises UsageError."""
+        if math.isnan(self.max_drop):
+            raise UsageError("DS0344", "the largest drop is no number", fix="give it in points, such as 0.5")
         if self.fallback not in FALLBACKS:
             raise UsageError("DS0344", f"unknown fallback {self.fallback!r}", fix="known: " + ", ".join(FALLBACKS))
 
@@ -52,7 +56,7 @@ def pass_gate(job: Job, pipeline: Sequence[Pass], gate: Gate) -> tuple[Draft, Ve
         return draft, verdict, tuple(pipeline)
     place = next((n for n, each in enumerate(pipeline) if each.name in ("quantize", "quantize-prepare")), None)
     if place is None:
-        raise failed(verdict, "the program came quantised, so no layer can be raised here")
+        raise failed(verdict, "no quantize pass is among the passes, so there is no layer that could be raised")
     layers = referee.sensitivities(pipeline, place)
     verdict = replace(verdict, layers=layers)
     if gate.fallback == "none":
@@ -85,7 +89,7 @@ class _Referee:
         value = self.metric.function(outputs, self.reference)
         return Verdict(
             self.metric.name, self.float_value, value, self.metric.drop(self.float_value, value), self.metric.drop_unit, self.gate.max_drop,
-            len(self.chosen) * self.samples.rows, len(self.calibration), place,
+            len(self.chosen) * self.samples.rows, len(self.calibration), place, not np.intersect1d(self.calibration, self.chosen).size,
         )  # fmt: skip
 
     def sensitivities(self, pipeline: Sequence[Pass], place: int) -> tuple[LayerSensitivity, ...]:

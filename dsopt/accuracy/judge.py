@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ _RUNS_AT_ONCE = 256
 class Verdict:
     """How generated code compares with the float model. drop: in points, or percent for errors; place: where the code ran.
 
+    is_held_out: whether none of the samples was calibrated on.
     kept: operators that the search left at a higher precision, with that precision.  layers: by sensitivity, where it was measured.
     """
 
@@ -40,6 +42,7 @@ class Verdict:
     samples: int
     calibration_samples: int
     place: str
+    is_held_out: bool = True
     kept: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerSensitivity, ...] = ()
 
@@ -51,16 +54,25 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
-            "metric": self.metric, "float": self.float_value, "quantised": self.value, "drop": self.drop, "drop_unit": self.unit,
-            "max_drop": self.max_drop, "passes": self.passes, "samples": self.samples, "place": self.place,
-            "calibration_samples": self.calibration_samples, "kept": dict(self.kept), "layers": [each.as_dict() for each in self.layers],
+            "metric": self.metric, "float": self.float_value, "quantised": self.value, "drop": _finite(self.drop),
+            "drop_unit": self.unit, "max_drop": _finite(self.max_drop), "passes": self.passes, "samples": self.samples,
+            "place": self.place, "calibration_samples": self.calibration_samples, "held_out": self.is_held_out,
+            "kept": dict(self.kept), "layers": [each.as_dict() for each in self.layers],
         }  # fmt: skip
 
     def summary(self) -> str:
         """Say in a line how it came out."""
         text = f"{self.metric} {self.value:.4g} against {self.float_value:.4g} in float on {self.samples} samples, by {self.place}"
-        kept = f"; {len(self.kept)} operators at higher precision" if self.kept else ""
-        return f"{text}: a drop of {self.drop:.3g} {self.unit}, {self.max_drop:g} allowed{kept}"
+        text += "" if self.is_held_out else ", the ones it was calibrated on"
+        allowed = f", {self.max_drop:g} allowed" if math.isfinite(self.max_drop) else ""
+        count = len(self.kept)
+        kept = f"; {count} {'operator' if count == 1 else 'operators'} at higher precision" if count else ""
+        return f"{text}: a drop of {self.drop:.3g} {self.unit}{allowed}{kept}"
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it: None for an infinite one."""
+    return value if math.isfinite(value) else None
 
 
 def failed(verdict: Verdict, why: str) -> CheckError:

@@ -47,13 +47,24 @@ class Metric:
 
 
 def _accuracy(outputs: Array, labels: Array) -> float:
-    classes = outputs.argmax(-1) if outputs.ndim > 1 and outputs.shape[-1] > 1 else outputs.reshape(len(outputs)) > 0
-    return float(100 * np.mean(classes.reshape(labels.shape) == labels))
+    """Take the largest of the last axis as the class; a single number is a logit, whose sign tells the class 1 from 0."""
+    has_classes = outputs.ndim > 1 and outputs.shape[-1] > 1
+    classes = outputs.argmax(-1) if has_classes else (outputs > 0).astype(np.int64)
+    return float(100 * np.mean(_shaped(classes, labels, outputs) == labels))
 
 
 def _difference(outputs: Array, labels: Array) -> Array:
-    result: Array = outputs.astype(np.float64).reshape(labels.shape) - labels
+    result: Array = _shaped(outputs.astype(np.float64), labels, outputs) - labels
     return result
+
+
+def _shaped(values: Array, labels: Array, outputs: Array) -> Array:
+    if values.size != labels.size:
+        raise UsageError(
+            "DS0347", f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(outputs.shape)}",
+            fix="accuracy takes a class for each row of the outputs; rmse and mae take a number for each number of them",
+        )  # fmt: skip
+    return values.reshape(labels.shape)
 
 
 def _agreement(outputs: Array, reference: Array) -> float:

@@ -21,7 +21,7 @@ LABELS = "labels"
 
 CALIBRATION_SAMPLES = 100
 _AT_ONCE = 32
-"""Samples in one run where the batch may vary."""
+"""Samples in one run where the batch may vary, and is not bounded otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Samples:
     """Inputs by name with samples along the first axis, and labels, None if there are none.
 
     batched: the first size of every input varies, so that samples can be run together; else an entry of an array is a run.
-    rows: how many labels a run has.
+    rows: how many labels a run has.  bounds: the least and the largest batch.
     """
 
     arrays: Mapping[str, Array]
@@ -37,16 +37,29 @@ class Samples:
     batched: bool
     rows: int
     count: int
+    bounds: tuple[int, int] = (1, _AT_ONCE)
 
     def feeds(self, chosen: Sequence[int] | Array, at_once: int = _AT_ONCE) -> list[Feed]:
-        """Return runs of the chosen samples, in order."""
+        """Return runs of the chosen samples, in order, `at_once` in each where the batch allows it."""
         indices = np.asarray(chosen, np.int64)
         if self.batched:
             return [
-                {name: array[indices[start : start + at_once]] for name, array in self.arrays.items()}
-                for start in range(0, len(indices), at_once)
+                {name: array[part] for name, array in self.arrays.items()} for part in self._batches(indices, at_once)
             ]
         return [{name: array[index] for name, array in self.arrays.items()} for index in indices]
+
+    def _batches(self, indices: Array, at_once: int) -> list[Array]:
+        least, largest = self.bounds
+        step = min(max(at_once, least), largest)
+        parts = [indices[start : start + step] for start in range(0, len(indices), step)]
+        if parts and len(parts[-1]) < least:  # shared out evenly, so that no run is too small
+            parts = np.array_split(indices, max(len(indices) // least, 1))
+        if parts and not least <= len(parts[-1]) <= len(parts[0]) <= largest:
+            raise UsageError(
+                "DS0340", f"{len(indices)} samples cannot be cut into batches of {least} to {largest}",
+                fix="give more samples, or capture the model with a batch that may be smaller",
+            )  # fmt: skip
+        return parts
 
     def labels_of(self, chosen: Sequence[int] | Array) -> Array | None:
         """Return the labels of the chosen samples."""
@@ -86,7 +99,17 @@ def read_samples(
     if set(given) == {""} and len(inputs) == 1:
         given = {str(inputs[0]["name"]): given[""]}
     arrays = {str(spec["name"]): given[str(spec["name"])] for spec in inputs}
-    return _cut(inputs, arrays, found)
+    bounds = next((_bounds(program, spec["shape"][0]) for spec in inputs if spec["shape"]), (1, _AT_ONCE))
+    return _cut(inputs, arrays, found, bounds)
+
+
+def _bounds(program: Program, size: int | str) -> tuple[int, int]:
+    dim = program.dims.get(str(size))
+    return (
+        (1, _AT_ONCE)
+        if dim is None
+        else (dim.min, _AT_ONCE if dim.max is None else min(dim.max, max(_AT_ONCE, dim.min)))
+    )
 
 
 def input_specs(program: Program) -> list[dict[str, Any]]:
@@ -122,13 +145,17 @@ def _joined(program: Program, feeds: Sequence[Feed]) -> dict[str, Array]:
     return joined
 
 
-def _cut(inputs: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], labels: Array | None) -> Samples:
+def _cut(
+    inputs: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], labels: Array | None, bounds: tuple[int, int]
+) -> Samples:
     shapes = {str(spec["name"]): list(spec["shape"]) for spec in inputs}
     first = {shape[0] if shape else None for shape in shapes.values()}
     is_one_run = all(array.ndim == len(shapes[name]) for name, array in arrays.items())
     counts = {len(array) for array in arrays.values() if array.ndim}
     batched = is_one_run and len(first) == 1 and isinstance(next(iter(first)), str) and len(counts) == 1
     rows = 1
+    if labels is not None and labels.ndim == 0:
+        raise UsageError("DS0340", "the labels are a single number", fix="give an array with one label for each sample")
     if batched:
         (count,) = counts
     else:
@@ -143,7 +170,7 @@ def _cut(inputs: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], label
         raise UsageError(
             "DS0340", f"the data holds {count} samples and {len(labels)} labels", fix="give one label for each row"
         )
-    return Samples(arrays, labels, batched, rows, count)
+    return Samples(arrays, labels, batched, rows, count, bounds)
 
 
 def _runs(array: Array, shape: Sequence[int | str]) -> Array:

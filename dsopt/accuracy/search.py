@@ -30,7 +30,7 @@ def ladder(quantizer: Pass, fallback: str) -> list[tuple[str, str]]:
     steps: list[tuple[str, str]] = []
     if fallback == "none":
         return steps
-    if getattr(quantizer, "weights", 8) == 4:
+    if getattr(quantizer, "weights", 8) == 4 or getattr(quantizer, "int4", ""):
         steps.append(("int8", "8-bit weights"))
     if getattr(quantizer, "activations", 8) == 8:
         steps.append(("int16", "16-bit results"))

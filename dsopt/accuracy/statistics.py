@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from dsopt.feeds import Feed
 from dsopt.ir import Program
 from dsopt.ir.interpret import evaluate
+from dsopt.ops.quantized import spread_scale
 
 _DSOPT = torch.ops.dsopt
 
@@ -25,7 +27,8 @@ class ValueStatistics:
 
     scale: of a weight, the least and the largest.  grid: the real numbers at the ends of the integers.  observed: of the value before
     rounding.  saturated: share of elements beyond the grid.  snr: of the rounded value, all that was rounded before it included,
-    against the float model's, in decibels; None where the float model has no such value.  histogram: counts over `observed`.
+    against the float model's, in decibels.  histogram: counts over `observed`, of integers for weights.
+    saturated and snr are None where there is no float value to compare with, as for weights that came rounded.
     """
 
     node: str
@@ -37,7 +40,7 @@ class ValueStatistics:
     zero_point: int
     grid: tuple[float, float]
     observed: tuple[float, float]
-    saturated: float
+    saturated: float | None
     snr: float | None
     histogram: tuple[int, ...] = field(default=())
 
@@ -77,7 +80,7 @@ def quantization_statistics(
         _see(rounded, feed, watches, wanted)
     activations = [_activation(rounded, node, watch) for node, watch in watches.items() if watch.elements]
     weights = [
-        _weight(rounded, node) for node in rounded.graph.nodes if node.target is _DSOPT.dequantize_channel.default
+        _weight(rounded, node, twin) for node in rounded.graph.nodes if node.target is _DSOPT.dequantize_channel.default
     ]
     return (*activations, *(each for each in weights if each is not None))
 
@@ -170,20 +173,37 @@ def _activation(program: Program, node: fx.Node, watch: _Watch) -> ValueStatisti
     )  # fmt: skip
 
 
-def _weight(program: Program, node: fx.Node) -> ValueStatistics | None:
+def _weight(program: Program, node: fx.Node, twin: Program | None) -> ValueStatistics | None:
     """Describe a stored weight; biases, which have 32 bits, lose nothing."""
     arguments: tuple[Any, ...] = node.args
     integers, scale = program.weight(arguments[0]), program.weight(arguments[1])
     bits = int(arguments[5])
     if integers is None or scale is None or bits == 32:
         return None
-    real = node.target(integers, scale, *arguments[2:]) if arguments[2] is None else None  # type: ignore[operator]
+    rounded: Tensor = node.target(integers, scale, *arguments[2:])  # type: ignore[operator]
     limit = (1 << (bits - 1)) - 1
-    low, high = (0.0, 0.0) if real is None else (_number(float(real.min())), _number(float(real.max())))
+    real = _float_weight(program.weight_name(arguments[0]), rounded.shape, twin)
+    saturated = None if real is None else _beyond(real, scale, arguments[3], arguments[4], limit)
+    seen = rounded if real is None else real
     counts = torch.histc(integers.float(), min(2 * limit + 1, _BINS - 1), -limit - 0.5, limit + 0.5)
     user = next(iter(node.users), node)
     edge = _number(limit * float(scale.max()))
     return ValueStatistics(
         node.name, program.layer(user), str(user.target), "weight", bits, (float(scale.min()), float(scale.max())), 0, (-edge, edge),
-        (low, high), _number(float((integers.abs() >= limit).double().mean())), None, tuple(int(count) for count in counts),
+        (_number(float(seen.min())), _number(float(seen.max()))), saturated,
+        None if real is None else _decibels(float((real.double() ** 2).sum()), float(((rounded - real).double() ** 2).sum())),
+        tuple(int(count) for count in counts),
     )  # fmt: skip
+
+
+def _float_weight(name: str | None, shape: torch.Size, twin: Program | None) -> Tensor | None:
+    """Return what a stored weight was made of: "conv.weight" of "conv.weight.int8"; None where that is not known."""
+    match = re.fullmatch(r"(.+)\.int(?:4|8|16)(?:_\d+)?", name or "")
+    found = None if twin is None or match is None else twin.weights.get(match[1])
+    return None if found is None or found.shape != shape or not found.is_floating_point() else found.detach()
+
+
+def _beyond(real: Tensor, scale: Tensor, axis: int, group: int, limit: int) -> float:
+    """Return the share of elements of a weight that the ends of its integers cut."""
+    steps = torch.round(real / spread_scale(scale, real.shape, axis, group))
+    return _number(float((steps.abs() > limit).double().mean()))
