@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsopt.accuracy.gate import Gate
     from dsopt.api import capture, compile, load_model
     from dsopt.artifact import Artifact, load_artifact
     from dsopt.errors import DsoptError
@@ -21,6 +22,7 @@ _HOME = {
     "CpuTarget": "dsopt.target",
     "CudaTarget": "dsopt.target",
     "DsoptError": "dsopt.errors",
+    "Gate": "dsopt.accuracy.gate",
     "McuTarget": "dsopt.target",
     "ModelSpec": "dsopt.frontend.spec",
     "Pass": "dsopt.passes.base",
@@ -44,6 +46,7 @@ __all__ = [
     "CpuTarget",
     "CudaTarget",
     "DsoptError",
+    "Gate",
     "McuTarget",
     "ModelSpec",
     "Pass",

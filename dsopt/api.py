@@ -132,6 +132,7 @@ def _finished(job: Job, draft: Draft, pipeline: Sequence[Pass], verdict: Verdict
     }
     if draft.statistics:
         manifest["quantization"] = [each.as_dict() for each in draft.statistics]
+        manifest["calibration"] = job.calibration_record()
     if verdict is not None:
         manifest["accuracy"] = verdict.as_dict()
     files = {**draft.artifact.files, "lock.json": lock_file(job.program, job.target, pipeline, job.options.seed)}

@@ -13,18 +13,18 @@ BASE = {"dims", "errors", "nesting", "zip_limits", "target"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     # layer: (may import of dsopt, may import of others)
     "cli": (
-        {"api", "measure", "artifact", "runtime", "feeds", "passes", "frontend", "config", *BASE},
+        {"api", "measure", "report", "accuracy", "artifact", "runtime", "feeds", "passes", "frontend", "config", *BASE},
         {"click", "rich", "numpy"},
     ),
     "config": ({*BASE}, {"click", "tomli"}),
     "api": ({"accuracy", "backends", "passes", "frontend", "ir", "artifact", "feeds", "lock", *BASE}, {"torch"}),
     "accuracy": (
-        {"backends", "passes", "ir", "runtime", "artifact", "feeds", *BASE},
+        {"backends", "passes", "ir", "ops", "runtime", "artifact", "feeds", *BASE},
         {"torch", "numpy"},
     ),
     "train": ({"passes", "ir", *BASE}, {"torch", "numpy", "rich"}),
     "measure": (
-        {"backends", "passes", "frontend", "ir", "artifact", "runtime", "feeds", *BASE},
+        {"accuracy", "backends", "passes", "frontend", "ir", "artifact", "runtime", "feeds", *BASE},
         {"torch", "numpy", "onnxruntime"},
     ),
     "lock": ({"passes", "ir", *BASE}, set()),
@@ -41,9 +41,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "simulate": ({*BASE}, {"numpy", "unicorn", "elftools"}),
     "artifact": ({*BASE}, {"numpy"}),
     "feeds": ({"npy", *BASE}, {"numpy"}),
+    "report": (set(BASE), set()),
     **{name: ({"errors"}, set()) for name in sorted(BASE - {"errors"})},
     "errors": (set(), set()),
-    "__init__": ({"api", "artifact", "frontend", "ir", "passes", *BASE}, set()),
+    "__init__": ({"api", "accuracy", "artifact", "frontend", "ir", "passes", *BASE}, set()),
     "__main__": ({"cli"}, set()),
 }
 STANDARD = set(__import__("sys").stdlib_module_names)

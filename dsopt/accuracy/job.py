@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,18 @@ class Job:
             return []
         chosen, _ = self.samples.split(self.calibration_samples, self.options.seed)
         return self.samples.feeds(chosen)
+
+    def calibration_record(self) -> dict[str, Any]:
+        """Return what a manifest says of the calibration: how many samples, drawn by which seed, and their hash. {} without data."""
+        if self.samples is None:
+            return {}
+        digest = hashlib.sha256()
+        for feed in self.calibration():
+            for name, array in sorted(feed.items()):
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        count = min(self.calibration_samples, self.samples.count)
+        return {"samples": count, "seed": self.options.seed, "sha256": digest.hexdigest()}
 
     def context(self) -> PassContext:
         """Return what passes may know."""

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     metavar="FILE.npz|random",
     help="An .npz with an array for each input, or random ones.",
 )
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="What a quantised artifact was compiled with: its calibration is done again.",
+)
 @click.option("--bisect", is_flag=True, help="Compare layer by layer and name the first that differs.")
 @click.option(
     "--tolerance",
@@ -36,10 +41,13 @@ if TYPE_CHECKING:
 @reading_models
 @speaking
 def command(
-    console: Output, artifact: Path, against: str, inputs: str, bisect: bool, tolerance: float, seed: int,
+    console: Output, artifact: Path, against: str, inputs: str, data: Path | None, bisect: bool, tolerance: float, seed: int,
     input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool,
 ) -> int:  # fmt: skip
-    """Run ARTIFACT and its model on the same inputs and compare every output. Exits with 1 if they differ."""
+    """Run ARTIFACT and its model on the same inputs and compare every output. Exits with 1 if they differ.
+
+    A quantised artifact is compared with the quantised program, which is made again from the model and --data.
+    """
     from dsopt import api
     from dsopt.artifact import load_artifact
     from dsopt.feeds import read_npz, split_feeds
@@ -51,7 +59,15 @@ def command(
         progress(0, 1, "reading")
         program = api.load_model(against, input, {}, trust_pickle)
         found = verify(
-            opened, program, feeds, sizes=dim, bisect=bisect, tolerance=tolerance, seed=seed, progress=progress
+            opened,
+            program,
+            feeds,
+            sizes=dim,
+            bisect=bisect,
+            tolerance=tolerance,
+            seed=seed,
+            data=data,
+            progress=progress,
         )
     console.result({"artifact": str(artifact), "model": against, **found.as_dict()}, _text(found, bisect))
     return 0 if found.agrees else 1
@@ -60,6 +76,8 @@ def command(
 def _verdict(output: OutputAgreement, tolerance: float) -> str:
     if output.relative_error <= tolerance:
         return output.note or "agrees"
+    if output.agrees(tolerance):
+        return f"agrees to {output.rounding:.2f} of what quantisation changes"
     return f"DIFFERS: {output.note}" if output.note else "DIFFERS"
 
 
@@ -83,7 +101,6 @@ def _text(found: Verification, bisect: bool) -> str:
     verdict = "agrees with" if found.agrees else "differs from"
     if found.agrees and found.outputs and all(each.note for each in found.outputs):
         verdict = "gave no number to compare with"
-    return (
-        text
-        + f"\n{found.target} {verdict} the model on {found.runs} {'run' if found.runs == 1 else 'runs'} (tolerance {found.tolerance:g}).\n"
-    )
+    against = "the quantised program" if found.is_quantised else "the model"
+    runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
+    return text + f"\n{found.target} {verdict} {against} on {runs} (tolerance {found.tolerance:g}).\n"

@@ -1,4 +1,4 @@
-"""Bring a program to the form that an artifact was built from: the sizes that were fixed, and the passes that ran."""
+"""Bring a program to the sizes that an artifact was built with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from dsopt.dims import Size, solve
 from dsopt.errors import UsageError
 from dsopt.ir import Program
-from dsopt.passes.base import PassContext, PassManager, parse_pipeline
-from dsopt.target import parse_target
 
 
 def specialized_like(program: Program, manifest: Mapping[str, Any]) -> Program:
@@ -64,13 +62,6 @@ def at_sizes(program: Program, manifest: Mapping[str, Any], sizes: Mapping[str, 
         program.specialize(sizes)  # refuses unknown names and sizes out of bounds
     fixed = {name: size for name, size in sizes.items() if name not in matched.dims}
     return specialized_like(program.specialize(fixed), manifest) if fixed else matched
-
-
-def rewritten_like(program: Program, manifest: Mapping[str, Any]) -> Program:
-    """Run the passes that the artifact records, so that nodes have the names that its layers have."""
-    passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
-    target = parse_target(manifest["target"])
-    return PassManager(passes).run(program, PassContext(target=target))[0]
 
 
 def _text(shape: Sequence[Size]) -> str:

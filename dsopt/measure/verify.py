@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from dsopt.errors import UsageError
 from dsopt.feeds import Array, Feed
 from dsopt.ir import Program, example_inputs
 from dsopt.ir.interpret import evaluate_all
-from dsopt.measure.match import at_sizes, rewritten_like
+from dsopt.measure.match import at_sizes
+from dsopt.measure.reference import Reference, RoundingShares, find_reference
 from dsopt.runtime import Session
 
 Progress = Callable[[int, int, str], None]
@@ -31,6 +33,8 @@ class OutputAgreement:
     """How an output compares over all runs. relative_error: max|a-b| / max|b|, inf where shape, dtype or NaNs differ.
 
     largest_difference: max|a-b|, NaN where a NaN stands in one only.  note: what the numbers do not say, "" mostly.
+    rounding: of a quantised artifact whose code may round at other places, the root of the mean square of the difference over that of
+    what quantisation changes; None otherwise.
     """
 
     name: str
@@ -38,6 +42,11 @@ class OutputAgreement:
     largest_difference: float
     worst_run: int
     note: str = ""
+    rounding: float | None = None
+
+    def agrees(self, tolerance: float) -> bool:
+        """Tell whether it is within the tolerance, or within what quantisation itself changes where that is known."""
+        return self.relative_error <= tolerance or (self.rounding is not None and self.rounding <= 1)
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,22 @@ class LayerAgreement:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. layers: with bisection only, in the order of execution."""
+    """What `verify` found. layers: with bisection only, in the order of execution.
+
+    is_quantised: whether the artifact was compared with its model as quantised for the build.
+    """
 
     target: str
     runs: int
     tolerance: float
     outputs: tuple[OutputAgreement, ...]
     layers: tuple[LayerAgreement, ...] = ()
+    is_quantised: bool = False
 
     @property
     def agrees(self) -> bool:
-        """Tell whether every output is within the tolerance."""
-        return all(each.relative_error <= self.tolerance for each in self.outputs)
+        """Tell whether every output agrees."""
+        return all(each.agrees(self.tolerance) for each in self.outputs)
 
     @property
     def first_difference(self) -> LayerAgreement | None:
@@ -76,6 +89,7 @@ class Verification:
         first = self.first_difference
         return {
             "target": self.target, "runs": self.runs, "tolerance": self.tolerance, "agrees": self.agrees,
+            "against": "the quantised program" if self.is_quantised else "the model",
             "norm": "max|a-b| / max|b|", "outputs": [asdict(each) for each in self.outputs],
             "layers": [asdict(each) for each in self.layers], "first_difference": None if first is None else asdict(first),
         }  # fmt: skip
@@ -90,23 +104,26 @@ def verify(
     bisect: bool = False,
     tolerance: float = 1e-4,
     seed: int = 0,
+    data: Mapping[str, Array] | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run artifact and program on the same inputs, carrying states from run to run, and compare every output.
 
     feeds: {input name: array} for each run; seeded ones if not given.  sizes: of the dims that vary, in seeded inputs; a size
     that the artifact fixes must be the same.  bisect: also compare layer by layer, in the run with the largest error.
+    data: of a quantised artifact, what it was calibrated on: it is compared with the program that quantising the model gives again.
     Raises UsageError if the program is not the one that the artifact was built from.
     """
     program = at_sizes(program, artifact.manifest, sizes or {})
     runs = _runs(program, feeds, sizes or {}, seed)
+    reference = find_reference(program, artifact.manifest, data)
     with Session(artifact) as session:
-        outputs = _compare_outputs(session, program, runs, progress)
+        outputs = _compare_outputs(session, reference, runs, progress)
         layers: tuple[LayerAgreement, ...] = ()
         if bisect:
             worst = max(outputs, key=lambda each: each.relative_error, default=None)
-            layers = _compare_layers(session, program, runs[: worst.worst_run + 1 if worst else 1])
-    return Verification(artifact.target, len(runs), tolerance, outputs, layers)
+            layers = _compare_layers(session, reference.rewritten, runs[: worst.worst_run + 1 if worst else 1])
+    return Verification(artifact.target, len(runs), tolerance, outputs, layers, reference.is_quantised)
 
 
 def _runs(
@@ -127,15 +144,17 @@ def _named(program: Program, inputs: tuple[Tensor, ...]) -> dict[str, Array]:
 
 
 def _compare_outputs(
-    session: Session, program: Program, runs: Sequence[tuple[Tensor, ...]], progress: Progress | None
+    session: Session, reference: Reference, runs: Sequence[tuple[Tensor, ...]], progress: Progress | None
 ) -> tuple[OutputAgreement, ...]:
     session.reset()
+    program, shares = reference.program, RoundingShares(reference.float_twin)
     states: States | None = None
     names = [spec.name for spec in program.signature.outputs]
     worst: dict[str, OutputAgreement] = {}
     nothing = dict.fromkeys(names, "")
     for number, (inputs, got) in enumerate(_results(session, program, runs, progress)):
         wanted, states = program.run_stateful(inputs, states)
+        shares.add(inputs, dict(zip(names, wanted, strict=True)), got)
         for name, value in zip(names, wanted, strict=True):
             want = value.detach().numpy()
             error = relative_error(got[name], want)
@@ -144,7 +163,9 @@ def _compare_outputs(
                 worst[name] = OutputAgreement(
                     name, error, _largest_difference(got[name], want), number, _what_differs(got[name], want)
                 )
-    return tuple(replace(worst[name], note=worst[name].note or nothing[name]) for name in names)
+    return tuple(
+        replace(worst[name], note=worst[name].note or nothing[name], rounding=shares.of(name)) for name in names
+    )
 
 
 def _why_nothing(want: Array) -> str:
@@ -190,16 +211,15 @@ def _largest_difference(got: Array, want: Array) -> float:
 
 
 def _compare_layers(
-    session: Session, program: Program, runs: Sequence[tuple[Tensor, ...]]
+    session: Session, rewritten: Program, runs: Sequence[tuple[Tensor, ...]]
 ) -> tuple[LayerAgreement, ...]:
     """Compare layers in the last of `runs`, from the states that the runs before it leave behind on either side."""
-    rewritten = rewritten_like(program, session.artifact.manifest)
     session.reset()
     states: States | None = None
     for inputs in runs[:-1]:
-        session.run_flat(_named(program, inputs))
+        session.run_flat(_named(rewritten, inputs))
         _, states = rewritten.run_stateful(inputs, states)
-    got = session.trace(_named(program, runs[-1]))
+    got = session.trace(_named(rewritten, runs[-1]))
     with torch.no_grad():
         values = evaluate_all(rewritten.graph, rewritten.bind(runs[-1], states))
     want = {node.name: (node, value) for node, value in values.items()}
