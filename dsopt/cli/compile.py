@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
 from dsopt.errors import CheckError, UsageError
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     help="Folder to write, or one file if it ends in .dsopt. By default MODEL-TARGET in this folder.",
 )  # fmt: skip
 @click.option(
-    "--passes", help='Passes instead of the target\'s own, as "fold-batch-norm,fuse-activation"; see dsopt passes.'
+    "--passes",
+    help='Passes instead of the target\'s own, for which "..." stands: "...,quantize{weights=4}"; see dsopt passes.',
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Inputs for calibration and for the check: an .npz with an array for each input.",
+    help="Inputs for calibration, for the check and for judging: an .npz with an array for each input, and labels.",
 )
 @click.option(
     "--tolerance",
@@ -53,25 +55,42 @@ if TYPE_CHECKING:
     "--fail-on", multiple=True, type=click.Choice(["skip", "fallback"]),
     help="Fail if a pass left something alone (skip), or a layer runs in a slower place than the target's own (fallback).",
 )  # fmt: skip
+@judging
 @reading_models
 @speaking
 def command(
     console: Output, model: str, target: str, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
-    explain: bool, dump: Path | None, fail_on: tuple[str, ...], input: tuple[str, ...], dim: dict[str, int],
-    trust_pickle: bool, output: Path | None,
+    explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None, max_drop: float | None, fallback: str,
+    labels: str | None, calibration_samples: int, input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool,
+    output: Path | None,
 ) -> None:  # fmt: skip
-    """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory."""
+    """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory.
+
+    With --metric or --max-drop, the generated code is judged on --data against the float model. Exits with 1, and writes nothing, if
+    no choice of layers to raise is good enough.
+    """
     from dsopt import api
     from dsopt.target import parse_target
 
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", name):
         raise UsageError("DS0909", f"--name {name!r} is no C identifier", fix="Use letters, digits and underscores.")
     chosen = parse_target(target)
+    gate = make_gate(metric, max_drop, fallback, labels)
     place = output or default_output(model, chosen.name)
     with console.bars() as progress:
         program = api.load_model(model, input, dim, trust_pickle)
         build = api.build(
-            program, chosen, passes, data, name=name, seed=seed, tolerance=tolerance, dump=dump, progress=progress
+            program,
+            chosen,
+            passes,
+            data,
+            name=name,
+            seed=seed,
+            tolerance=tolerance,
+            dump=dump,
+            progress=progress,
+            gate=gate,
+            calibration_samples=calibration_samples,
         )
         _refuse(build, fail_on)
         build.artifact.save(place)
@@ -111,6 +130,7 @@ def _document(build: Build, place: Path) -> dict[str, Any]:
         "passes": [{**record.as_dict(), "seconds": record.seconds} for record in build.records],
         "fallbacks": fallbacks(build),
         "check": {**build.agreement.as_dict(), "max_relative_error": build.agreement.max_relative_error},
+        "accuracy": None if build.verdict is None else build.verdict.as_dict(),
     }  # fmt: skip
 
 
@@ -127,6 +147,8 @@ def _text(build: Build, place: Path, explain: bool) -> str:
                 *(f"  left     {line}" for line in record.skips),
             ]
             text += f"\n{record.name}\n" + "".join(f"{line}\n" for line in lines or ["  nothing to do"])
+    for part in (notes_text(build.records), verdict_text(build.verdict) if build.verdict else ""):
+        text += f"\n{part}" if part else ""
     text += "\n" if text else ""
     memory = build.artifact.manifest.get("memory", {})
     agreement = build.agreement
@@ -134,7 +156,7 @@ def _text(build: Build, place: Path, explain: bool) -> str:
         [
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
-            ("check", agreement.summary()),
+            ("check", agreement.summary()), ("accuracy", build.verdict.summary() if build.verdict else ""),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]
     )  # fmt: skip
