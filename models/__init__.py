@@ -24,6 +24,8 @@ MODELS: dict[str, str] = {
     "gru": "models.rnn:gru",
     "unet": "models.unet:unet",
     "digits": "models.digits:digits",
+    "sst2": "models.sentiment:sst2",
+    "fd001": "models.turbofan:fd001",
 }
 """Factories by id, as `dsopt compile models.resnet:resnet50` takes them."""
 
