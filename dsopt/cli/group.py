@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "Show a model's layers, sizes and blockers, or what an artifact holds.",
     "verify": "Compare an artifact with its model.",
     "bench": "Time an artifact, or count its instructions.",
+    "report": "Write a page about an artifact, with the histograms of what is quantised.",
     "export": "Write a model in another format.",
     "passes": "List the passes and their options.",
     "targets": "List the targets.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,8 @@ def _show_artifact(console: Output, path: str) -> int:
         artifact.view(name)  # compares every hash
     manifest = artifact.manifest
     document = {"artifact": path, **{key: manifest[key] for key in sorted(manifest) if key not in ("kind", "schema")}}
-    console.result(document, _artifact_text(artifact))
+    text = _artifact_text(artifact)  # also refuses what is malformed, for either form
+    console.result(document, text)
     return 0
 
 
@@ -103,13 +104,52 @@ def _artifact_text(artifact: Artifact) -> str:
             *((f"output {entry['name']}", _tensor(entry)) for entry in manifest["outputs"]),
             *((f"size {name}", f"{entry['min']} to {entry['max'] or 'any'}") for name, entry in sorted(manifest.get("dims", {}).items())),
             *((key.replace("_", " "), value) for key, value in sorted(manifest.get("memory", {}).items()) if isinstance(value, int)),
-            ("passes", ", ".join(entry["name"] for entry in manifest.get("passes", ()))),
+            ("passes", ", ".join(str(entry.get("name", "")) for entry in manifest.get("passes", ()))),
+            ("accuracy", _accuracy_line(manifest)),
         ]
     )  # fmt: skip
     files = table(
         ["file", "bytes", "sha256"], [(n, e["bytes"], e["sha256"][:16]) for n, e in sorted(manifest["files"].items())]
     )
-    return head + "\n" + _layers_text(manifest.get("layers", ())) + files
+    return head + "\n" + _layers_text(manifest.get("layers", ())) + _quantisation_text(manifest) + files
+
+
+def _quantisation_text(manifest: Mapping[str, Any]) -> str:
+    """Return the tables of what is rounded and of what the search measured, "" for a float program."""
+    from dsopt.report.entries import read_accuracy, read_values
+
+    rows = [
+        (each.name, each.kind, each.bits, _range_text(*each.scale), each.zero_point, _range_text(*each.observed, is_range=True),
+         None if each.saturated is None else 100 * each.saturated, each.snr)
+        for each in read_values(manifest)
+    ]  # fmt: skip
+    text = table(["rounded", "what", "bits", "scale", "zero point", "observed", "saturated %", "dB"], rows)
+    accuracy = read_accuracy(manifest)
+    layers = [] if accuracy is None else accuracy.layers
+    measured = table(
+        ["dB if rounded alone", "operator", "kind", "layer", "raised to"],
+        [(each.snr, each.node, each.op, each.layer, each.raised_to) for each in layers],
+    )
+    return "".join(f"{part}\n" for part in (text, measured) if part)
+
+
+def _range_text(low: float, high: float, is_range: bool = False) -> str:
+    return f"{low:.4g}" if low == high and not is_range else f"{low:.4g} to {high:.4g}"
+
+
+def _accuracy_line(manifest: Mapping[str, Any]) -> str:
+    from dsopt.report.entries import read_accuracy
+
+    found = read_accuracy(manifest)
+    if found is None:
+        return ""
+    drop = "infinite" if found.drop is None else f"{found.drop:.3g} {found.unit}"
+    allowed = "" if found.max_drop is None else f", {found.max_drop:g} allowed"
+    held_out = "" if found.is_held_out else ", the ones it was calibrated on"
+    return (
+        f"{found.metric} {found.value:.4g} against {found.float_value:.4g} in float on {found.samples} samples{held_out}, "
+        f"by {found.place}: a drop of {drop}{allowed}"
+    )
 
 
 def _layers_text(layers: Sequence[Any]) -> str:

@@ -151,7 +151,9 @@ def _cell(value: Any) -> str:
         return f"{value:,.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(str(item) for item in value) + "]"
-    return " ".join(str(value).split())
+    text = " ".join(str(value).split())
+    # what a stranger's file calls its layers must not reach the terminal as commands
+    return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def _plain(value: Any) -> Any:
