@@ -59,12 +59,11 @@ def q_max_pool(
 
 def q_avg_pool(
     x: Array, multiplier: Array, shift: Array, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
-    count_include_pad: bool, pre_shift: int, x_zero: int, y_zero: int, low: int, high: int, bits: int,
+    count_include_pad: bool, x_zero: int, y_zero: int, low: int, high: int, bits: int,
 ) -> Array:  # fmt: skip
     """Return the requantised sums of windows over the last len(kernel) dims.
 
-    multiplier, shift: (1 + most elements of a window,) int32, by the number of elements that the average divides by.  The sum is
-    shifted left by `pre_shift` first, so that it is rounded far below a step.
+    multiplier, shift: (1 + most elements of a window,) int32, by the number of elements that the average divides by.
     """
     rank = len(kernel)
     flat = x.reshape(-1, *x.shape[-rank:]).astype(np.int64) - x_zero
@@ -78,17 +77,17 @@ def q_avg_pool(
     else:
         borders = padding
     count = np.sum(_windows(inside, 0, out, kernel, stride, borders, ones), 0)
-    y = finish(total << pre_shift, multiplier[count], shift[count], y_zero, low, high, bits, False)
+    y = finish(total, multiplier[count], shift[count], y_zero, low, high, bits, False)
     return y.reshape(*x.shape[:-rank], *out)
 
 
 def q_mean(
-    x: Array, dims: Sequence[int], keepdim: bool, pre_shift: int, multiplier: int, shift: int, x_zero: int, y_zero: int, low: int,
+    x: Array, dims: Sequence[int], keepdim: bool, multiplier: int, shift: int, x_zero: int, y_zero: int, low: int,
     high: int, bits: int,
 ) -> Array:  # fmt: skip
-    """Return the requantised sums over some dims (none are all, as in torch), shifted left by `pre_shift` first."""
-    total = np.sum(x.astype(np.int64) - x_zero, tuple(dims) or None, keepdims=keepdim)
-    return finish(total << pre_shift, multiplier, shift, y_zero, low, high, bits, False)
+    """Return the requantised sums over some dims (none are all, as in torch)."""
+    total: Array = np.asarray(np.sum(x.astype(np.int64) - x_zero, tuple(dims) or None, keepdims=keepdim))
+    return finish(total, multiplier, shift, y_zero, low, high, bits, False)
 
 
 def _float(x: Tensor) -> Tensor:
@@ -121,14 +120,13 @@ integer_operator(
     _max_shape,
 )
 integer_operator(
-    f"q_avg_pool(Tensor x, Tensor multiplier, Tensor shift, {WINDOW}, bool ceil_mode, bool count_include_pad, int pre_shift, "
+    f"q_avg_pool(Tensor x, Tensor multiplier, Tensor shift, {WINDOW}, bool ceil_mode, bool count_include_pad, "
     f"int x_zero, {OUTPUT}) -> Tensor",
     q_avg_pool,
     _avg_shape,
 )
 integer_operator(
-    "q_mean(Tensor x, int[] dims, bool keepdim, int pre_shift, int multiplier, int shift, int x_zero, "
-    f"{OUTPUT}) -> Tensor",
+    f"q_mean(Tensor x, int[] dims, bool keepdim, int multiplier, int shift, int x_zero, {OUTPUT}) -> Tensor",
     q_mean,
     _mean_shape,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dsopt.ops.rounding import MAX_SHIFT, MIN_SHIFT, multiplier_and_shift
+from dsopt.ops.rounding import MAX_SHIFT, MIN_SHIFT, MULTIPLIER_BITS, WIDE_MULTIPLIER_BITS, multiplier_and_shift
 from tests.backends.tir.case import Family, Function
 from tests.backends.tir.integer_modules import (
     DEFAULT,
@@ -111,16 +111,17 @@ def with_shifts(
     shifts: list[int], wide: bool, multiplier: int | None = None, bits: int = 8, x: Input | None = None
 ) -> Apply:
     """Sums of seven neighbours for each shift, around a random one that the range holds or one halfway between two results."""
-    random = np.random.default_rng([len(shifts), shifts[0] + 2, int(wide)])
+    random = np.random.default_rng([len(shifts), shifts[0], int(wide)])
     N, by = len(shifts), np.array(shifts)
     low, high = (-128, 127) if bits == 8 else (-32768, 32767)
-    multipliers = random.integers(1 << 30, 1 << 31, N) if multiplier is None else np.full(N, multiplier)
-    limit = (1 << 31 if wide else 1 << 30) - 16
-    sums = random.uniform(low, high, N) * 2.0 ** (31.0 + by) / np.maximum(multipliers, 1 << 30)
+    least = 1 << ((WIDE_MULTIPLIER_BITS if wide else MULTIPLIER_BITS) - 1)
+    multipliers = random.integers(least, 2 * least, N) if multiplier is None else np.full(N, multiplier)
+    limit = (1 << 31) - 16
+    sums = random.uniform(low, high, N) * 2.0**by / np.maximum(multipliers, least)
     halfway = np.arange(N) % 3 == 0
     if multiplier is None:
-        multipliers[halfway] = 1 << 30  # half of the sum, so that both roundings meet ties
-        sums[halfway] = (2 * random.integers(low, high, N) + 1)[halfway] * 2.0 ** by[halfway]
+        multipliers[halfway] = least  # a power of two, so that products lie halfway between two results
+        sums[halfway] = (2 * random.integers(low, high, N) + 1)[halfway] * 2.0 ** (by[halfway] - 1) / least
     bias = np.clip(np.rint(sums), -limit, limit).astype(np.int32)
     weight = random.choice([-1, 1], (N, 1)).astype(np.int8)
     scales = (multipliers.astype(np.int32), by.astype(np.int32)) if x is None else (x, Input(x.index + 1))
@@ -128,46 +129,60 @@ def with_shifts(
 
 
 def _largest_sum() -> Apply:
-    """The largest sums that int64 is for, 2^32 less little: two inputs 65535 from zero, weights and factors at their ends."""
-    weight, factors = np.full((3, 2), -128, np.int8), np.full((3, 1), 255, np.uint8)
-    bias = np.array([-(1 << 24) + 200_000, 0, 1 << 24], np.int32)
-    multiplier, shift = np.array([1 << 30, 2147483647, 1518500250], np.int32), np.array([17, 18, -2], np.int32)
+    """The largest sums that int64 is for, 2^38 less little: 127 inputs 65533 from zero, weights and factors at their ends."""
+    weight, factors = np.full((3, 127), -128, np.int8), np.full((3, 1), 255, np.uint8)
+    bias = np.array([-(1 << 30), 0, 1 << 30], np.int32)
+    multiplier, shift = np.array([1 << 23, 16777215, 11863283], np.int32), np.array([46, 47, 22], np.int32)
     return Apply(
-        "q_linear", Input(3), weight, bias, multiplier, shift, factors, 2, [3, 2], 8, -32768, 0, -32768, 32767, 16, True
+        "q_linear",
+        Input(5),
+        weight,
+        bias,
+        multiplier,
+        shift,
+        factors,
+        127,
+        [3, 127],
+        8,
+        -32768,
+        0,
+        -32768,
+        32767,
+        16,
+        True,
     )
 
 
-ALL_SHIFTS = list(range(MIN_SHIFT, MAX_SHIFT + 1))
+SHIFTS, WIDE_SHIFTS = list(range(MIN_SHIFT + 7, MAX_SHIFT + 1)), list(range(MIN_SHIFT, MAX_SHIFT + 1))
+HIGH_SHIFTS = list(range(33, MAX_SHIFT + 1))
 REQUANTIZE: dict[str, Function] = {
-    "all": with_shifts(ALL_SHIFTS * 6, False),
-    "all_16": with_shifts(ALL_SHIFTS * 6, False, bits=16),
-    "all_wide": with_shifts(ALL_SHIFTS * 6, True, bits=16),
-    "right": with_shifts(list(range(1, MAX_SHIFT + 1)) * 6, False),
-    "right_wide": with_shifts(list(range(1, MAX_SHIFT + 1)) * 6, True, bits=16),
-    "from_none": with_shifts(list(range(MAX_SHIFT + 1)) * 3, False),
-    "left": with_shifts([-2, -1, 0] * 9, False, bits=16),
-    "left_wide": with_shifts([-2, -1] * 9, True, bits=16),
-    "zero": with_shifts(ALL_SHIFTS, False, multiplier=0),
-    "at_run_time": with_shifts(ALL_SHIFTS, False, x=Input(1)),
-    "at_run_time_wide": with_shifts(ALL_SHIFTS, True, bits=16, x=Input(1)),
-    **{f"only_{shift}": with_shifts([shift] * 24, False) for shift in ALL_SHIFTS},
-    **{f"only_{shift}_wide": with_shifts([shift] * 24, True, bits=16) for shift in ALL_SHIFTS},
-    "uniform": with_shifts([9] * 24, False, multiplier=1518500250),
+    "all": with_shifts(SHIFTS * 6, False),
+    "all_16": with_shifts(SHIFTS * 6, False, bits=16),
+    "all_wide": with_shifts(WIDE_SHIFTS * 6, True, bits=16),
+    "high": with_shifts(HIGH_SHIFTS * 6, False),
+    "high_wide": with_shifts(HIGH_SHIFTS * 6, True, bits=16),
+    "low": with_shifts([29, 30, 31, 32] * 9, False, bits=16),
+    "zero": with_shifts(SHIFTS, False, multiplier=0),
+    "at_run_time": with_shifts(SHIFTS, False, x=Input(1)),
+    "at_run_time_wide": with_shifts(WIDE_SHIFTS, True, bits=16, x=Input(3)),
+    **{f"only_{shift}": with_shifts([shift] * 24, False) for shift in SHIFTS},
+    **{f"only_{shift}_wide": with_shifts([shift] * 24, True, bits=16) for shift in WIDE_SHIFTS},
+    "uniform": with_shifts([40] * 24, False, multiplier=1518500250),
     "largest": _largest_sum(),
 }
 
 B_16 = Input(3)
 MATMUL: dict[str, Function] = {
-    "matrices": Apply("q_matmul", Input(0), Input(1), -3, 7, 1518500250, 9, 5, -128, 127, 8, False),
-    "ends": Apply("q_matmul", Input(0), Input(1), -128, 127, 1518500250, 10, 127, -128, 127, 8, False),
-    "batch": Apply("q_matmul", Input(2), Input(1), 127, -128, 1073741824, 9, 0, -128, 127, 8, False),
-    "batches": Apply("q_matmul", Input(2), Input(4), 0, 0, 2147483647, 8, 0, -128, 127, 8, False),
-    "repeated": Apply("q_matmul", Input(4), Input(5), 1, 2, 2147483647, 8, 0, -20, 90, 8, False),
-    "in_16": Apply("q_matmul", B_16, B_16, -32768, 5, 1518500250, 16, -100, -32768, 32767, 16, True),
-    "in_16_int32": Apply("q_matmul", B_16, Input(1), -3, 7, 1518500250, 16, 5, -128, 127, 8, True),
-    "row": Apply("q_matmul", Input(6), Input(1), -3, 7, 1518500250, 9, 5, -128, 127, 8, False),
-    "column": Apply("q_matmul", Input(0), Input(6), -3, 7, 1518500250, 9, 5, -128, 127, 16, False),
-    "dot": Apply("q_matmul", Input(6), Input(6), -3, 7, 1518500250, 10, 5, -128, 127, 8, False),
+    "matrices": Apply("q_matmul", Input(0), Input(1), -3, 7, 1518500250, 40, 5, -128, 127, 8, False),
+    "ends": Apply("q_matmul", Input(0), Input(1), -128, 127, 1518500250, 41, 127, -128, 127, 8, False),
+    "batch": Apply("q_matmul", Input(2), Input(1), 127, -128, 1073741824, 40, 0, -128, 127, 8, False),
+    "batches": Apply("q_matmul", Input(2), Input(4), 0, 0, 2147483647, 39, 0, -128, 127, 8, False),
+    "repeated": Apply("q_matmul", Input(4), Input(5), 1, 2, 2147483647, 39, 0, -20, 90, 8, False),
+    "in_16": Apply("q_matmul", B_16, B_16, -32768, 5, 11863283, 40, -100, -32768, 32767, 16, True),
+    "in_16_int32": Apply("q_matmul", B_16, Input(1), -3, 7, 11863283, 40, 5, -128, 127, 8, True),
+    "row": Apply("q_matmul", Input(6), Input(1), -3, 7, 1518500250, 40, 5, -128, 127, 8, False),
+    "column": Apply("q_matmul", Input(0), Input(6), -3, 7, 1518500250, 40, 5, -128, 127, 16, False),
+    "dot": Apply("q_matmul", Input(6), Input(6), -3, 7, 1518500250, 41, 5, -128, 127, 8, False),
 }
 
 
@@ -199,15 +214,15 @@ ELEMENTWISE: dict[str, Function] = {
     "add_mixed": _add(X, X_16, (-3, 5), (1 << 20, 12_345), 20, TO_16),
     "add_to_8": _add(X_16, Y_16, (300, 5), (1 << 13, 7_001), 22),
     "add_far": _add(X, Y, (0, 0), (1 << 20, 1 << 20), 30),
-    "mul": _mul(X, Y, (-3, 5), 1518500250, 7),
-    "mul_ends": _mul(X, Y, (-128, 127), 1073741824, 9, LOW),
-    "mul_row": _mul(X, ROW, (127, -128), 2147483647, 7, TOP),
-    "mul_16": _mul(X_16, Y_16, (-32768, 32767), 1518500250, 15, IN_16),
-    "mul_mixed": _mul(X, X_16, (-3, 5), 1518500250, 7, TO_16),
-    "mul_to_8": _mul(X_16, Y_16, (0, 0), 1518500250, 22),
-    "mul_left": _mul(X, Y, (0, 0), 1518500250, -2, TO_16),
-    "mul_left_16": _mul(X_16, Y_16, (-32768, 32767), 1518500250, -2, IN_16),
-    "mul_none": _mul(X, Y, (0, 0), 0, 1, RELU),
+    "mul": _mul(X, Y, (-3, 5), 1518500250, 38),
+    "mul_ends": _mul(X, Y, (-128, 127), 1073741824, 40, LOW),
+    "mul_row": _mul(X, ROW, (127, -128), 2147483647, 38, TOP),
+    "mul_16": _mul(X_16, Y_16, (-32768, 32767), 11863283, 39, IN_16),
+    "mul_mixed": _mul(X, X_16, (-3, 5), 1518500250, 38, TO_16),
+    "mul_to_8": _mul(X_16, Y_16, (0, 0), 1518500250, 53),
+    "mul_left": _mul(X, Y, (0, 0), 1518500250, 29, TO_16),
+    "mul_left_16": _mul(X_16, Y_16, (-32768, 32767), 11863283, 22, IN_16),
+    "mul_none": _mul(X, Y, (0, 0), 0, 32, RELU),
     "rescale": Apply("q_rescale", X, -3, 700_001, 19, *HIGH.output),
     "rescale_relu": Apply("q_rescale", X, -3, 1, 0, -3, -3, 127, 8),
     "rescale_up": Apply("q_rescale", X, -3, 1 << 20, 12, *TO_16.output),
@@ -223,12 +238,10 @@ ELEMENTWISE: dict[str, Function] = {
 
 
 def _average(kernel: list[int], stride: list[int], padding: list[int], s: Settings = DEFAULT, x: Input = FIRST, *,
-             ceil_mode: bool = False, include: bool = True, pre_shift: int = 6) -> Apply:  # fmt: skip
+             ceil_mode: bool = False, include: bool = True) -> Apply:  # fmt: skip
     counts = np.arange(1, int(np.prod(kernel)) + 1)
-    multiplier, shift = multiplier_and_shift([0.0, *(0.9 / (counts * 2.0**pre_shift))])
-    return Apply(
-        "q_avg_pool", x, multiplier, shift, kernel, stride, padding, ceil_mode, include, pre_shift, s.x_zero, *s.output
-    )
+    multiplier, shift = multiplier_and_shift([0.0, *(0.9 / counts)])
+    return Apply("q_avg_pool", x, multiplier, shift, kernel, stride, padding, ceil_mode, include, s.x_zero, *s.output)
 
 
 def _maximum(kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool = False,
@@ -252,12 +265,12 @@ POOL: dict[str, Function] = {
     "average_one_dim": _average([4], [3], [2], RELU, FRAMES, include=False),
     "average_16": _average([3, 3], [2, 2], [1, 1], BOTTOM_16, IMAGES_16),
     "average_to_16": _average([3, 3], [2, 2], [1, 1], TO_16),
-    "mean": Apply("q_mean", Input(0), [2, 3], False, 4, 1518500250, 7, -3, *DEFAULT.output),
-    "mean_keep": Apply("q_mean", Input(0), [-1, -2], True, 0, 1518500250, 6, -128, *BOTTOM.output),
-    "mean_channels": Apply("q_mean", Input(0), [1], False, 5, 1518500250, 7, 127, *LOW.output),
-    "mean_all": Apply("q_mean", FRAMES, [], False, 3, 1518500250, 4, 0, *TO_16.output),
-    "mean_ends": Apply("q_mean", FRAMES, [0, 2], True, 3, 1518500250, 4, 0, *TO_16.output),
-    "mean_16": Apply("q_mean", IMAGES_16, [2, 3], False, 5, 1518500250, 10, -32768, *BOTTOM_16.output),
+    "mean": Apply("q_mean", Input(0), [2, 3], False, 1518500250, 34, -3, *DEFAULT.output),
+    "mean_keep": Apply("q_mean", Input(0), [-1, -2], True, 1518500250, 37, -128, *BOTTOM.output),
+    "mean_channels": Apply("q_mean", Input(0), [1], False, 1518500250, 33, 127, *LOW.output),
+    "mean_all": Apply("q_mean", FRAMES, [], False, 1518500250, 32, 0, *TO_16.output),
+    "mean_ends": Apply("q_mean", FRAMES, [0, 2], True, 1518500250, 32, 0, *TO_16.output),
+    "mean_16": Apply("q_mean", IMAGES_16, [2, 3], False, 1518500250, 36, -32768, *BOTTOM_16.output),
 }
 
 MASK, MASK_ROW, NORM_16 = Input(1), Input(2), Input(3)
@@ -335,9 +348,9 @@ INTEGER_FAMILIES: dict[str, Family] = {
     "linear": Family((tensor(0, 2, 3, 13), tensor(1, 16), tensor(2, 5, 13, bits=16)), LINEAR),
     "requantize": Family(
         (
-            torch.arange(-6, 1, dtype=torch.int8).reshape(7, 1), torch.full((33,), 1 << 30, dtype=torch.int32),
-            torch.tensor(ALL_SHIFTS).int(),
-            tensor(0, 3, 2, bits=16).clamp(32765),
+            torch.arange(-6, 1, dtype=torch.int8).reshape(7, 1), torch.full((len(SHIFTS),), 1 << 30, dtype=torch.int32),
+            torch.tensor(SHIFTS).int(), torch.full((len(WIDE_SHIFTS),), 1 << 23, dtype=torch.int32), torch.tensor(WIDE_SHIFTS).int(),
+            tensor(0, 3, 127, bits=16).clamp(32765),
         ),
         REQUANTIZE,
     ),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsopt.ops.integer.common import pack_nibbles, stored_weight
 from dsopt.ops.integer.recurrent import SIGMOID, TANH
-from dsopt.ops.rounding import multiplier_and_shift
+from dsopt.ops.rounding import ACCUMULATOR_LIMIT, MULTIPLIER_BITS, WIDE_MULTIPLIER_BITS, multiplier_and_shift
 
 Array = np.ndarray[Any, Any]
 RANGES = {8: (-128, 127), 16: (-32768, 32767)}
@@ -91,12 +91,12 @@ class Settings:
         low, high = self.y_range or RANGES[self.bits]
         return (low + high) / 2 - self.y_zero
 
-    def scaling(self, deviation: Array, random: np.random.Generator) -> tuple[Array, Array, Array]:
-        """Return multiplier, shift and real factor that make a deviation of each sum about a third of the range."""
+    def factors(self, deviation: Array, random: np.random.Generator) -> Array:
+        """Return real factors that make a deviation of each sum about a third of the range."""
         low, high = self.y_range or RANGES[self.bits]
         wanted = (high - low) / 6 / np.maximum(deviation, 1.0) * random.uniform(0.5, 2.0, deviation.shape)
-        multiplier, shift = multiplier_and_shift(np.minimum(wanted, 3.9))
-        return multiplier, shift, multiplier / 2.0 ** (31 + shift.astype(np.float64))
+        result: Array = np.minimum(wanted, 3.9)
+        return result
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,18 @@ class Weights:
 DEFAULT, PLAIN = Settings(), Weights()
 
 
-def _scales(s: Settings, random: np.random.Generator, rows: Array) -> tuple[Array, Array, Array, bool]:
-    """Return bias, multiplier and shift for sums over rows of weights, and whether the sums need int64."""
+def _scales(
+    s: Settings, random: np.random.Generator, rows: Array, wide: bool | None
+) -> tuple[Array, Array, Array, bool]:
+    """Return bias, multiplier and shift for sums over rows of weights, and whether the sums are int64: where they must, unless given."""
     rows = rows.reshape(len(rows), -1)
     deviation = np.sqrt((rows**2).sum(1)) * 2.0**s.x_bits / math.sqrt(12)
-    multiplier, shift, factor = s.scaling(deviation, random)
+    factor = s.factors(deviation, random)
     bias = rows.sum(1) * (s.x_zero + 0.5) + s.centre / np.maximum(factor, 1e-12)
     bias = np.clip(bias, -(2.0**31), 2.0**31 - 1).astype(np.int32)
     largest = np.abs(rows).sum(1) * 2.0**s.x_bits + np.abs(bias.astype(np.float64))
-    return bias, multiplier, shift, bool(largest.max() >= 1 << 30)
+    wide = bool(largest.max() >= ACCUMULATOR_LIMIT) if wide is None else wide
+    return bias, *multiplier_and_shift(factor, WIDE_MULTIPLIER_BITS if wide else MULTIPLIER_BITS), wide
 
 
 def linear(
@@ -135,10 +138,9 @@ def linear(
 ) -> Apply:  # fmt: skip
     random = s.random
     stored, factors, values = w.stored(random, (N, K))
-    b, multiplier, shift, needs = _scales(s, random, values)
-    wide = needs if wide is None else wide
+    b, multiplier, shift, is_wide = _scales(s, random, values, wide)
     return Apply("q_linear", x, stored, b if bias else None, multiplier, shift, factors, w.group, [N, K], w.bits, s.x_zero, *s.output,
-                 wide)  # fmt: skip
+                 is_wide)  # fmt: skip
 
 
 def conv(
@@ -152,12 +154,12 @@ def conv(
     if transposed:
         values = values.reshape(groups, shape[0] // groups, shape[1], -1).swapaxes(1, 2)
         values = values.reshape(groups * shape[1], -1)
-    b, multiplier, shift, needs = _scales(s, random, values)
+    b, multiplier, shift, is_wide = _scales(s, random, values, wide)
     spreads = [
         list(each) * rank if len(each) == 1 else list(each) for each in (stride, padding, dilation, output_padding)
     ]
     return Apply("q_conv", x, stored, b if bias else None, multiplier, shift, factors, w.group, list(shape), w.bits, *spreads[:3],
-                 transposed, spreads[3], groups, s.x_zero, *s.output, needs if wide is None else wide)  # fmt: skip
+                 transposed, spreads[3], groups, s.x_zero, *s.output, is_wide)  # fmt: skip
 
 
 def softmax(

@@ -132,7 +132,7 @@ class _Kept(torch.nn.Module):
         b = rescale(a, 1, 5, 2, 1, -128, 127, 8)
         c = torch.ops.dsopt.q_add(a, b, 0, 0, 1, 1, 1, 0, -128, 127, 8)
         d = torch.ops.dsopt.q_add(c, c.flip(0), 0, 0, 1, 1, 1, 0, -128, 127, 8)
-        wide = torch.ops.dsopt.q_mul(d, c, 0, 0, 1 << 30, 0, 0, -32768, 32767, 16)
+        wide = torch.ops.dsopt.q_mul(d, c, 0, 0, 1 << 30, 31, 0, -32768, 32767, 16)
         back = torch.ops.dsopt.q_rescale(wide, 0, 1, 7, 0, -128, 127, 8)
         return torch.ops.dsopt.q_add(back, d.reshape(-1).reshape(d.shape), 0, 0, 1, -1, 0, 0, -128, 127, 8)
 

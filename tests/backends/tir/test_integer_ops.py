@@ -61,22 +61,21 @@ def test_layers_are_named_after_what_they_do() -> None:
 
 def _requantizing(shifts: list[int], wide: bool = False) -> str:
     count = len(shifts)
-    model = Apply("q_linear", Input(0), np.ones((count, 3), np.int8), None, np.arange(count, dtype=np.int32) + (1 << 30),
+    multipliers = np.arange(count, dtype=np.int32) + (1 << (23 if wide else 30))
+    model = Apply("q_linear", Input(0), np.ones((count, 3), np.int8), None, multipliers,
                   np.array(shifts, np.int32), None, 0, [count, 3], 8, 0, 0, -128, 127, 8, wide)  # fmt: skip
     return kernel_source(loops_of(model, tensor(0, 2, 3)))
 
 
 def test_known_shifts_are_written_in_the_form_that_they_need() -> None:
-    assert "(high + (high >> 31) + (1 << (by - 1))) >> by" in _requantizing([1, 30])
-    assert "(high + (high >> 31) + 64) >> 7" in _requantizing([7, 7])
-    assert "const int32_t high" in _requantizing([1, 30])
-    assert "const int64_t high" in _requantizing([1, 30], wide=True)
-    unshifted = _requantizing([0, 0])
-    assert "dsopt_max_int32(high, (-128))" in unshifted
-    assert "shift" not in unshifted
-    assert "const int64_t product = (int64_t)total * 4 * (int64_t)multiplier[n];" in _requantizing([-2, -2])
-    assert "by < 0 ?" not in _requantizing([-2, 3])  # a sum of int32 needs no clamp before a shift to the left
-    assert "by < 0 ?" in _requantizing([-2, 3], wide=True)
+    high = "const int32_t high = (int32_t)(product >> 32);"
+    assert high in _requantizing([33, 62])
+    assert "(high + (1 << (by - 1))) >> by" in _requantizing([33, 62])
+    assert high in _requantizing([40, 40])
+    assert "(high + 128) >> 8" in _requantizing([40, 40])
+    assert "(product + INT64_C(2147483648)) >> 32" in _requantizing([32, 32])
+    for source in (_requantizing([32, 40]), _requantizing([40, 41], wide=True)):
+        assert "const int64_t scaled = (product + (INT64_C(1) << ((int64_t)by - 1))) >> by;" in source
 
 
 def test_a_result_is_written_over_an_operand_that_nobody_reads_again(capture_function: Capture) -> None:
@@ -84,7 +83,7 @@ def test_a_result_is_written_over_an_operand_that_nobody_reads_again(capture_fun
         a = q.q_rescale(x, 0, 3, 1, 0, -128, 127, 8)
         b = q.q_rescale(a, 1, 5, 2, 1, -128, 127, 8)
         wide = q.q_add(b, b, 0, 0, 1, 1, 0, 0, -32768, 32767, 16)
-        return q.q_mul(wide, wide, 0, 0, 1 << 30, 7, 0, -32768, 32767, 16)
+        return q.q_mul(wide, wide, 0, 0, 1 << 30, 38, 0, -32768, 32767, 16)
 
     kernels = lower(capture_function(function, tensor(0, 5))).kernels
     assert [kernel.outputs for kernel in kernels] == [("net_rescale",), ("net_rescale",), ("net_add",), ("net_add",)]
@@ -105,17 +104,22 @@ LINEAR = [None, 0, [2, 3], 8, 0, 0, -128, 127, 8, False]
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "float": (lambda: Apply("q_rescale", Input(1), 0, 1, 0, 0, -128, 127, 8), "an integer operator on float32"),
     "shift": (
-        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.array([5, 31], np.int32), *LINEAR),
-        "shifts from 5 to 31",
+        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.array([5, 63], np.int32), *LINEAR),
+        "shifts from 5 to 63",
     ),
     "width": (
-        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.ones(2, np.int32), None, 0,
+        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.full(2, 40, np.int32), None, 0,
                       [2, 3], 6, *LINEAR[4:]),
         "weights of 6 bits",
     ),
+    "multiplier": (
+        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.full(2, 1 << 24, np.int32), np.full(2, 40, np.int32),
+                      *LINEAR[:-1], True),
+        "a requantisation of int64 with a multiplier of more than 24 bits",
+    ),
     "epsilon": (lambda: layer_norm(3, epsilon=0), "epsilon 0"),
     "int32": (lambda: linear(2, 3, Settings(x_zero=0), x=Input(2)), "a layer on int32"),
-    "product": (lambda: Apply("q_mul", Input(2), Input(2), 0, 0, 1 << 30, 9, 0, -128, 127, 8), "an integer product of int32"),
+    "product": (lambda: Apply("q_mul", Input(2), Input(2), 0, 0, 1 << 30, 40, 0, -128, 127, 8), "an integer product of int32"),
     "factor": (lambda: Apply("q_add", Input(2), Input(2), 0, 0, 1 << 40, 1, 9, 0, -128, 127, 8), "more than 64 bits"),
     "far": (lambda: Apply("q_rescale", Input(0), 0, 1, 63, 0, -128, 127, 8), "a shift of 63"),
 }  # fmt: skip

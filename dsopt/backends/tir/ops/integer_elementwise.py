@@ -33,7 +33,7 @@ def _add(
 
     def value(k: KernelBuilder, p: Expr, q: Expr) -> Expr:
         total = k.let("total", centred(p, a_zero, dtype) * a_factor + centred(q, b_zero, dtype) * b_factor, dtype)
-        return clamped(shift_right(k, total, shift), y_zero, low, high, context.dtype)
+        return clamped(shift_right(total, shift), y_zero, low, high, context.dtype)
 
     return elementwise_kernel(context, [a, b], value, dtype)
 
@@ -47,7 +47,7 @@ def _rescale(
 
     def value(k: KernelBuilder, p: Expr) -> Expr:
         scaled = centred(p, x_zero, dtype) * factor
-        return clamped(shift_right(k, scaled, shift), y_zero, low, high, context.dtype)
+        return clamped(shift_right(scaled, shift), y_zero, low, high, context.dtype)
 
     return elementwise_kernel(context, [x], value, dtype)
 
@@ -91,6 +91,6 @@ def _lookup(
         rest = cast(tirx.bitwise_and(place, TABLE_STEP - 1), dtype)
         start = k.let("start", cast(entries[entry], dtype), dtype)
         line = start * TABLE_STEP + (cast(entries[entry + 1], dtype) - start) * rest
-        return clamped(shift_right(k, line, shift + 7), y_zero, low, high, context.dtype)
+        return clamped(shift_right(line, shift + 7), y_zero, low, high, context.dtype)
 
     return elementwise_kernel(context, [x], value, "int32", [("table", table)])

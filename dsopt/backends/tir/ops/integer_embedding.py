@@ -32,7 +32,7 @@ def _embedding(
             with k.loop("i", 0, D) as i:
                 value = table.scaled(row, i)
                 if factor is not None:
-                    value = shift_right(k, cast(value, dtype) * factor, shift)
+                    value = shift_right(cast(value, dtype) * factor, shift)
                 k.store(y, clamped(value, y_zero, low, high, context.dtype), j, i)
     return result
 

@@ -153,7 +153,7 @@ def _layer_norm(
                 half = tirx.shift_left(constant(1, "int64"), places[0] - 1)
                 normal = k.let("normal", tirx.shift_right(cast(distance, "int64") * inverse + half, places[0]), "int64")
                 moved = high_product(k, normal, scale[i], "int64") + cast(shift[i], "int64")
-                k.store(y, clamped(shift_right(k, moved, extra_bits), y_zero, low, high, context.dtype), row, i)
+                k.store(y, clamped(shift_right(moved, extra_bits), y_zero, low, high, context.dtype), row, i)
     return result
 
 

@@ -24,7 +24,7 @@ def _max_pool(
 @lowering("dsopt.q_avg_pool.default")
 def _avg_pool(
     context: Context, x: Buffer, multiplier: Buffer, shift: Buffer, kernel: list[int], stride: list[int], padding: list[int],
-    ceil_mode: bool, count_include_pad: bool, pre_shift: int, x_zero: int, y_zero: int, low: int, high: int, bits: int,
+    ceil_mode: bool, count_include_pad: bool, x_zero: int, y_zero: int, low: int, high: int, bits: int,
 ) -> Buffer:  # fmt: skip
     need_integers(x, multiplier, shift)
     rank = len(kernel)
@@ -46,14 +46,14 @@ def _avg_pool(
                 places = [start + tap for (start, _, _), tap in zip(bounds, taps, strict=True)]
                 k.store(total, total[0] + centred(element(source, c, *places), x_zero))
             count = k.let("count", count_of(windows, bounds, shape[1:], count_include_pad))
-            scaled = scale.scaled(total[0] * (1 << pre_shift), count)
+            scaled = scale.scaled(total[0], count)
             k.store(y, clamped(scaled, y_zero, low, high, context.dtype), c, *out)
     return result
 
 
 @lowering("dsopt.q_mean.default")
 def _mean(
-    context: Context, x: Buffer, dims: list[int], keepdim: bool, pre_shift: int, multiplier: int, shift: int, x_zero: int,
+    context: Context, x: Buffer, dims: list[int], keepdim: bool, multiplier: int, shift: int, x_zero: int,
     y_zero: int, low: int, high: int, bits: int,
 ) -> Buffer:  # fmt: skip
     need_integers(x)
@@ -65,6 +65,6 @@ def _mean(
             total = k.local("total", 0, "int32")
             with ExitStack() as loops:
                 k.store(total, total[0] + centred(nest.elements(index, loops), x_zero))
-            scaled = scale.scaled(total[0] * (1 << pre_shift))
+            scaled = scale.scaled(total[0])
             k.store(nest.y, clamped(scaled, y_zero, low, high, context.dtype), *index)
     return result

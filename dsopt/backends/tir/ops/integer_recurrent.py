@@ -115,7 +115,7 @@ class _Cell:
 
     def product(self, a: Expr, b: Expr, shift: int) -> Expr:
         """Return a * b / 2^shift."""
-        return shift_right(self.k, a * b, shift)
+        return shift_right(a * b, shift)
 
     def on_grid(self, value: Expr) -> Expr:
         """Name a value on the 8-bit grid of the output."""
@@ -176,7 +176,7 @@ def _lstm(
 def _to_gate_bits(k: KernelBuilder, state: Expr, cell_bits: int) -> Expr:
     """Return the cell with as many bits after the point as the sums of gates have."""
     if cell_bits > GATE_BITS:
-        return shift_right(k, state, cell_bits - GATE_BITS)
+        return shift_right(state, cell_bits - GATE_BITS)
     return _saturated(state * (1 << (GATE_BITS - cell_bits)))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dsopt.ops.integer.elementwise import TABLE_STEP
-from dsopt.ops.rounding import common_factors
+from dsopt.ops.rounding import ACCUMULATOR_LIMIT, common_factors
 from dsopt.passes.quantize.integer.values import Array, Lowering, Output, Real, StaysFloatError
 
 _ATEN = torch.ops.aten
@@ -38,7 +38,8 @@ def lower_sum(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
 def lower_product(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
     """mul(dequantize(a), dequantize(b)) -> q_mul"""
     a, b = lowering.need(node.args[0]), lowering.need(node.args[1])
-    multiplier, shift = lowering.multiplier(np.array([a.scale * b.scale / out.scale]))
+    wide = a.largest * b.largest >= ACCUMULATOR_LIMIT
+    multiplier, shift = lowering.multiplier(np.array([a.scale * b.scale / out.scale]), wide)
     return lowering.call(
         _DSOPT.q_mul.default, a.q, b.q, a.zero, b.zero, int(multiplier[0]), int(shift[0]), *out.tail, like=out.like
     )

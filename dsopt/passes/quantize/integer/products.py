@@ -39,7 +39,7 @@ def lower_convolution(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node
     bias = lowering.bias(conv.bias, x.scale * scale)
     factors = lowering.factors(weight) if weight.group else None
     wide = lowering.is_wide(_bound(weight, factors, x, bias, conv.channel_axis), node)
-    multipliers = lowering.multipliers(weight.name, x.scale * scale / out.scale, node)
+    multipliers = lowering.multipliers(weight.name, x.scale * scale / out.scale, node, wide)
     kept = None if bias is None else lowering.constant(f"{weight.name}.bias", bias.astype(np.int32))
     stored, spread, group, shape, bits = lowering.weight_arguments(weight)
     return lowering.call(
@@ -56,7 +56,7 @@ def lower_linear(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
     bias = lowering.bias(given, x.scale * scale)
     factors = lowering.factors(weight) if weight.group else None
     wide = lowering.is_wide(_bound(weight, factors, x, bias, 0), node)
-    multipliers = lowering.multipliers(weight.name, x.scale * scale / out.scale, node)
+    multipliers = lowering.multipliers(weight.name, x.scale * scale / out.scale, node, wide)
     kept = None if bias is None else lowering.constant(f"{weight.name}.bias", bias.astype(np.int32))
     stored, spread, group, shape, bits = lowering.weight_arguments(weight)
     return lowering.call(
@@ -71,7 +71,7 @@ def lower_matmul(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
     if not isinstance(depth, int):
         depth = 1 << 15  # attention over a length that varies; no artifact has longer rows
     wide = lowering.is_wide(depth * a.largest * b.largest, node)
-    multiplier, shift = lowering.multiplier(np.array([a.scale * b.scale / out.scale]))
+    multiplier, shift = lowering.multiplier(np.array([a.scale * b.scale / out.scale]), wide)
     return lowering.call(
         _DSOPT.q_matmul.default,
         a.q,

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from dsopt.ops.integer.normalization import NORM_BITS
+from dsopt.ops.rounding import ACCUMULATOR_LIMIT
 from dsopt.passes.quantize.integer.elementwise import rescale
 from dsopt.passes.quantize.integer.values import Array, Lowering, Output, Real, StaysFloatError
 from dsopt.passes.quantize.semantics import SOFTMAX_GRID, softmax_scores
@@ -30,12 +31,9 @@ _EXTRA_BITS = 8
 # ---- averages ----
 
 
-def _pre_shift(largest_sum: int) -> int:
-    """Return how far a sum may be shifted left, up to 8 bits, so that its two roundings are far below a step."""
-    free = _SUM_BITS - max(largest_sum, 1).bit_length()
-    if free < 0:
+def _check_sum(elements: int, x: Real) -> None:
+    if elements * x.largest >= ACCUMULATOR_LIMIT:
         raise StaysFloatError("it averages over too many elements")
-    return min(free, 8)
 
 
 def lower_average(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
@@ -45,14 +43,12 @@ def lower_average(lowering: Lowering, node: fx.Node, out: Output) -> fx.Node:
         return _mean(lowering, node, x, out)
     kernel, stride, padding, ceil_mode, count_pad, divisor = _window(node)
     most = math.prod(kernel)
-    pre_shift = _pre_shift(most * x.largest)
+    _check_sum(most, x)
     counts = np.maximum(np.arange(most + 1), 1) if divisor is None else np.full(most + 1, divisor)
     name = f"{lowering.program.layer(node) or node.name}.average"
-    multipliers = lowering.multipliers(name, x.scale / out.scale / counts / (1 << pre_shift), node)
+    multipliers = lowering.multipliers(name, x.scale / out.scale / counts, node)
     window = (kernel, stride, padding, ceil_mode, count_pad)
-    return lowering.call(
-        _DSOPT.q_avg_pool.default, x.q, *multipliers, *window, pre_shift, x.zero, *out.tail, like=out.like
-    )
+    return lowering.call(_DSOPT.q_avg_pool.default, x.q, *multipliers, *window, x.zero, *out.tail, like=out.like)
 
 
 def _window(node: fx.Node) -> tuple[list[int], list[int], list[int], bool, bool, int | None]:
@@ -81,10 +77,10 @@ def _mean(lowering: Lowering, node: fx.Node, x: Real, out: Output) -> fx.Node:
     given: Any = node.args[1] if len(node.args) > 1 else None
     dims = list(range(len(shape))) if not given else [dim % len(shape) for dim in given]
     count = math.prod(int(shape[dim]) for dim in dims)
-    pre_shift = _pre_shift(count * x.largest)
+    _check_sum(count, x)
     keepdim = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
-    multiplier, shift = lowering.multiplier(np.array([x.scale / out.scale / count / (1 << pre_shift)]))
-    numbers = (pre_shift, int(multiplier[0]), int(shift[0]), x.zero)
+    multiplier, shift = lowering.multiplier(np.array([x.scale / out.scale / count]))
+    numbers = (int(multiplier[0]), int(shift[0]), x.zero)
     return lowering.call(_DSOPT.q_mean.default, x.q, dims, keepdim, *numbers, *out.tail, like=out.like)
 
 

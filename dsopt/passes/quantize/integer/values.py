@@ -13,7 +13,13 @@ from torch import Tensor, fx
 from dsopt.ir import Program, Rewriter
 from dsopt.ops.integer.common import pack_nibbles
 from dsopt.ops.quantized import GROUP_LEVELS
-from dsopt.ops.rounding import ACCUMULATOR_LIMIT, WIDE_LIMIT, multiplier_and_shift
+from dsopt.ops.rounding import (
+    ACCUMULATOR_LIMIT,
+    MULTIPLIER_BITS,
+    WIDE_LIMIT,
+    WIDE_MULTIPLIER_BITS,
+    multiplier_and_shift,
+)
 
 _DSOPT = torch.ops.dsopt
 
@@ -134,7 +140,7 @@ class Lowering:
                 raise StaysFloatError("its bias is computed, not stored")
             real = kept.detach().double().numpy()
         steps: Array = np.rint(real / units)
-        if np.abs(steps).max(initial=0) >= ACCUMULATOR_LIMIT:
+        if np.abs(steps).max(initial=0) >= ACCUMULATOR_LIMIT // 2:
             raise StaysFloatError("its bias does not fit the sums of its products")
         return steps.astype(np.int64)
 
@@ -179,9 +185,9 @@ class Lowering:
         scale: Array = np.broadcast_to(weight.scale, (channels,)) if weight.scale.ndim == 0 else weight.scale
         return scale if len(scale) == channels else np.tile(scale, channels // len(scale))
 
-    def multipliers(self, name: str, factors: Array, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    def multipliers(self, name: str, factors: Array, node: fx.Node, wide: bool = False) -> tuple[fx.Node, fx.Node]:
         """Store real factors as multipliers and shifts; says where a channel's factor is too small to matter."""
-        multiplier, shift = self.multiplier(factors)
+        multiplier, shift = self.multiplier(factors, wide)
         dead = int(((multiplier == 0) & (np.asarray(factors) > 0)).sum())
         if dead:
             self.rewriter.note(
@@ -189,10 +195,10 @@ class Lowering:
             )
         return self.constant(f"{name}.multiplier", multiplier), self.constant(f"{name}.shift", shift)
 
-    def multiplier(self, factors: Array) -> tuple[Array, Array]:
+    def multiplier(self, factors: Array, wide: bool = False) -> tuple[Array, Array]:
         """Return real factors as multipliers and shifts. Raises StaysFloatError for one that is too large."""
         try:
-            return multiplier_and_shift(factors)
+            return multiplier_and_shift(factors, WIDE_MULTIPLIER_BITS if wide else MULTIPLIER_BITS)
         except ValueError as problem:
             raise StaysFloatError(f"its result has far smaller steps than its sums: {problem}") from problem
 
