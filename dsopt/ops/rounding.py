@@ -41,15 +41,15 @@ WIDE_LIMIT = 1 << 38
 MULTIPLIER_BITS, WIDE_MULTIPLIER_BITS = 31, 24
 """Bits of the multipliers of sums in int32 and in int64."""
 
-MIN_SHIFT, MAX_SHIFT = 22, 62
+MIN_SHIFT, MAX_SHIFT = 4, 62
 """The shifts that `requantize` takes."""
-
-_LARGEST_FACTOR = 4
 
 FACTOR_BITS = 20
 """Whole-numbered factors are at most 2 to this power, so that 255 times two of them stay below 2^30."""
 
 _MAX_FACTOR_SHIFT = 30
+
+_LARGEST_FACTOR = 1 << FACTOR_BITS
 
 
 def float_bounds(low: int, high: int) -> tuple[float, float]:
@@ -99,7 +99,7 @@ def multiplier_and_shift(factors: Sequence[float] | Array, bits: int = MULTIPLIE
     """Write real factors >= 0 as multiplier / 2^shift, the multiplier being `bits` wide; int32 arrays.
 
     A factor too small to move any sum by half a step (below 2^-32, or 2^-39 with 24 bits) becomes 0; so does 0 itself. Raises
-    ValueError for a factor of 4 or more.
+    ValueError for a factor of 2^20 or more.
     """
     multipliers, shifts = [], []
     for factor in np.asarray(factors, np.float64).reshape(-1).tolist():
@@ -108,7 +108,9 @@ def multiplier_and_shift(factors: Sequence[float] | Array, bits: int = MULTIPLIE
         fraction, exponent = math.frexp(factor)
         multiplier, shift = round(fraction * (1 << bits)), bits - exponent
         if multiplier == 1 << bits:  # rounded up to a power of two
-            multiplier, shift = (1 << (bits - 1), shift - 1) if factor < 2 else ((1 << bits) - 1, shift)
+            multiplier, shift = (
+                (1 << (bits - 1), shift - 1) if 2 * factor < _LARGEST_FACTOR else ((1 << bits) - 1, shift)
+            )
         if multiplier == 0 or shift > MAX_SHIFT:
             multiplier, shift = 0, MULTIPLIER_BITS
         multipliers.append(multiplier)
@@ -122,7 +124,7 @@ def common_factors(factors: Sequence[float]) -> tuple[list[int], int]:
     Raises ValueError for a factor of 2^20 or more.
     """
     largest = max(map(abs, factors))
-    if not largest < 1 << FACTOR_BITS:
-        raise ValueError(f"{largest} is no factor below {1 << FACTOR_BITS}")
+    if not largest < _LARGEST_FACTOR:
+        raise ValueError(f"{largest} is no factor below {_LARGEST_FACTOR}")
     shift = min(FACTOR_BITS - math.frexp(largest)[1], _MAX_FACTOR_SHIFT) if largest > 0 else 1
     return [round(factor * (1 << shift)) for factor in factors], shift

@@ -21,7 +21,7 @@ from tests.backends.tir.integer_cases import INTEGER_FAMILIES
 SMALL: dict[str, tuple[str, ...]] = {
     "conv": ("padded", "depthwise", "int4", "factors", "in_16", "transposed_pad", "one_dim_dilated"),
     "linear": ("plain", "int4_odd", "factors_int8", "in_16"),
-    "requantize": ("all", "all_wide", "high", "only_32", "only_33", "only_62", "only_22_wide", "largest"),
+    "requantize": ("all", "all_wide", "high", "only_32", "only_33", "only_62", "only_4_wide", "largest"),
     "matmul": ("batches", "in_16"),
     "elementwise": ("add_ends", "add_16", "mul_row", "mul_16", "rescale", "lookup", "lookup_16", "lookup_16_fine"),
     "pool": ("max_pad", "average_ceil_exclude", "mean"),

@@ -104,8 +104,8 @@ LINEAR = [None, 0, [2, 3], 8, 0, 0, -128, 127, 8, False]
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "float": (lambda: Apply("q_rescale", Input(1), 0, 1, 0, 0, -128, 127, 8), "an integer operator on float32"),
     "shift": (
-        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.array([5, 63], np.int32), *LINEAR),
-        "shifts from 5 to 63",
+        lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.array([40, 63], np.int32), *LINEAR),
+        "shifts from 40 to 63",
     ),
     "width": (
         lambda: Apply("q_linear", Input(0), np.ones((2, 3), np.int8), None, np.ones(2, np.int32), np.full(2, 40, np.int32), None, 0,
