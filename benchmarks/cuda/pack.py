@@ -1,8 +1,9 @@
 """Compile for a GPU on a machine without one, for `benchmarks.cuda.run` to run on a machine with one and no compiler.
 
 Writes into the folder OUT, for each example model at batch 1 and each family of --cases: NAME.dsopt, and NAME.npz with the
-inputs and eager torch's outputs of three calls in sequence, state carried; and pack.json, which lists them. Small ones come
-first; what does not fit the budget is left out and named. Exit status 1 if something could not be compiled.
+inputs and eager torch's outputs of three calls in sequence, state carried; and pack.json, which lists them. With --quantized
+each model comes once more as NAME-int8, whose outputs must be the bits of the NumPy references of the integer operators. Small
+ones come first; what does not fit the budget is left out and named. Exit status 1 if something could not be compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import dsopt
 import models
 from benchmarks.harness import Row, progress, report
 from benchmarks.peers import at_batch_one, flat
-from dsopt import DsoptError, ModelSpec
+from dsopt import DsoptError, ModelSpec, api
 
 CALLS = 3
 SCHEMA = 1
@@ -47,7 +48,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is packed. kind: "operators" or "model".  labels: what to call each output, where its own name says little."""
+    """What is packed. kind: "operators" or "model".  labels: what to call each output, where its own name says little.
+
+    passes: in the place of the target's own, if they quantise: then the quantised program says what the outputs must be.
+    """
 
     name: str
     kind: str
@@ -56,6 +60,7 @@ class Subject:
     arch: str
     tolerance: float = TOLERANCE
     labels: tuple[str, ...] = field(default=())
+    passes: str | None = None
 
     @property
     def weights_bytes(self) -> int:
@@ -84,8 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--arch", default="sm_90", help="of the GPU; sm_90 unless given")
     options.add_argument("--models", metavar="ID,...", help=f"of {', '.join(models.MODELS)}; all unless given")
     options.add_argument(
-        "--cases", metavar="MODULE:NAME", help="a mapping of families of operators: inputs, cases, tolerance"
-    )
+        "--cases", metavar="MODULE:NAME", action="append", default=[],
+        help="a mapping of families of operators: inputs, cases, tolerance; may be given several times",
+    )  # fmt: skip
+    options.add_argument("--quantized", action="store_true", help="pack each model at 8 bits, too")
     options.add_argument("--budget-bytes", type=int, default=60_000_000, help="of all files; 60,000,000 unless given")
     chosen = options.parse_args(arguments)
     names = chosen.models.split(",") if chosen.models else list(models.MODELS)
@@ -97,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     subjects = [of_model(name, chosen.arch) for name in names]
     subjects += [replace(one, name=PTX_OF[1], arch=OLD_ARCH) for one in subjects if one.name == PTX_OF[0]]
-    subjects += of_families(chosen.cases, chosen.arch) if chosen.cases else []
+    if chosen.quantized:
+        subjects += [quantized(one) for one in subjects if one.arch == chosen.arch]
+    subjects += [one for place in chosen.cases for one in of_families(place, chosen.arch)]
     rows = pack(subjects, chosen.out, chosen.budget_bytes)
     report("cuda pack", [{key: value for key, value in row.items() if key != "labels"} for row in rows], as_json=False)
     return int(any(row["error"] for row in rows))
@@ -112,6 +121,11 @@ def of_model(name: str, arch: str) -> Subject:
         ones = [at_batch_one(_reordered(spec, call)) for call in range(CALLS)]
         calls = [(one.args, dict(one.kwargs)) for one in ones]
     return Subject(name, "model", spec.model, tuple(calls), arch)
+
+
+def quantized(subject: Subject) -> Subject:
+    """Return a model with all that can be rounded rounded to 8 bits, calibrated on its own calls."""
+    return replace(subject, name=f"{subject.name}-int8", tolerance=0.0, passes="...,quantize")
 
 
 def of_families(place: str, arch: str) -> list[Subject]:
@@ -186,15 +200,22 @@ def write(subject: Subject, out: Path) -> Row:
     outputs = [spec.name for spec in program.signature.outputs]
     feeds = [dict(zip(inputs, flat(call), strict=True)) for call in subject.calls]
     # The check of the build emulates the kernels on these very calls: what then differs on a GPU is the GPU's machine code.
-    artifact = dsopt.compile(program, f"cuda:{subject.arch}", data=feeds, tolerance=subject.tolerance)
+    target = f"cuda:{subject.arch}"
+    made = api.build(program, target, subject.passes, data=feeds, tolerance=subject.tolerance or TOLERANCE)
     arrays: dict[str, np.ndarray] = {}
+    states = None
     for number, (args, kwargs) in enumerate(subject.calls):
-        with torch.inference_mode():
-            results = flat(eager(*args, **kwargs))
+        if subject.passes:
+            given = tuple(torch.from_numpy(value) for value in feeds[number].values())
+            values, states = made.program.run_stateful(given, states)
+            results = [value.numpy() for value in values]
+        else:
+            with torch.inference_mode():
+                results = flat(eager(*args, **kwargs))
         arrays |= {f"{number}/in/{name}": value for name, value in feeds[number].items()}
         # Copied at once: a result may be a view of a state that the next call writes.
         arrays |= {f"{number}/out/{name}": value.copy() for name, value in zip(outputs, results, strict=True)}
-    artifact.save(out / f"{subject.name}.dsopt")
+    made.artifact.save(out / f"{subject.name}.dsopt")
     assert not any(value.dtype.hasobject for value in arrays.values())  # np.savez would pickle it
     np.savez(out / f"{subject.name}.npz", **arrays)
     size_bytes = sum((out / f"{subject.name}{suffix}").stat().st_size for suffix in (".dsopt", ".npz"))

@@ -128,7 +128,10 @@ def _grid(node: fx.Node) -> tuple[float, int, int, int]:
 
 def _count(node: fx.Node, watch: _Watch, value: Tensor, wanted: Tensor | None) -> None:
     scale, zero, low, high = _grid(node)
-    flat = value.reshape(-1)
+    is_finite = torch.isfinite(value.reshape(-1))
+    flat = value.reshape(-1)[is_finite]
+    if not flat.numel():
+        return
     watch.low, watch.high = min(watch.low, float(flat.min())), max(watch.high, float(flat.max()))
     steps = torch.round(flat / scale) + zero
     watch.beyond += int(((steps < low) | (steps > high)).sum())
@@ -136,8 +139,9 @@ def _count(node: fx.Node, watch: _Watch, value: Tensor, wanted: Tensor | None) -
     watch.parts.append(flat[:: max(flat.numel() // 4096, 1)].clone())
     if wanted is not None and wanted.shape == value.shape:
         real = (steps.clamp(low, high) - zero) * scale
-        watch.signal += float((wanted.double() ** 2).sum())
-        watch.noise += float(((real - wanted.reshape(-1)).double() ** 2).sum())
+        known = wanted.reshape(-1)[is_finite]
+        watch.signal += float((known.double() ** 2).sum())
+        watch.noise += float(((real - known).double() ** 2).sum())
 
 
 def _decibels(signal: float, noise: float) -> float | None:
@@ -166,7 +170,7 @@ def _activation(program: Program, node: fx.Node, watch: _Watch) -> ValueStatisti
         else program.layer(source)
     )
     return ValueStatistics(
-        source.name, name, str(source.target) if source.op == "call_function" else source.op, "activation",
+        source.name, name, _what(program, source), "activation",
         (high - low).bit_length(), (scale, scale), zero, (_number((low - zero) * scale), _number((high - zero) * scale)),
         (_number(watch.low), _number(watch.high)), _number(watch.beyond / watch.elements), _decibels(watch.signal, watch.noise),
         tuple(int(count) for count in counts),
@@ -194,6 +198,12 @@ def _weight(program: Program, node: fx.Node, twin: Program | None) -> ValueStati
         None if real is None else _decibels(float((real.double() ** 2).sum()), float(((rounded - real).double() ** 2).sum())),
         tuple(int(count) for count in counts),
     )  # fmt: skip
+
+
+def _what(program: Program, node: fx.Node) -> str:
+    if node.op == "call_function":
+        return str(node.target)
+    return "input" if node in program.inputs else "state"
 
 
 def _float_weight(name: str | None, shape: torch.Size, twin: Program | None) -> Tensor | None:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from pathlib import Path
 
 _SUCCESS = 0
 
 
 def compile_source(library: str, arch: str, options: list[str], source: bytes) -> tuple[dict[str, object], bytes]:
     """Return the header and the code: a cubin for "sm_90", PTX for "compute_90"; no code where the status is not 0."""
+    # NVRTC finds its built-in functions by name alone, in no folder of its own: they must be there before it asks.
+    for builtins in sorted(Path(library).parent.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(builtins))
     nvrtc = ctypes.CDLL(library)
     nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
     program = ctypes.c_void_p()
