@@ -40,6 +40,8 @@ _HOME = {
     "parse_pipeline": "dsopt.passes.base",
     "parse_target": "dsopt.target",
 }
+_MODULES = ("runtime", "train")
+"""Which can be named without an import of their own."""
 
 __all__ = [
     "Artifact",
@@ -67,6 +69,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"dsopt.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dsopt' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
