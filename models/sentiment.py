@@ -114,8 +114,8 @@ class SentimentNet(nn.Module):
         return self.classifier(self.dropout(pooled.squeeze(1)))
 
 
-def train(data: Sst2, *, epochs: int = 6, seed: int = 0) -> SentimentNet:
-    """Train a `SentimentNet`: AdamW, batches of 64, a fifth of the words made unknown, one rise and fall of the rate. Half a minute."""
+def train(data: Sst2, *, epochs: int = 8, seed: int = 0) -> SentimentNet:
+    """Train a `SentimentNet`: AdamW, batches of 64, one rise and fall of learning rates, some words made unknown. Half a minute of CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SentimentNet().train()
@@ -131,7 +131,7 @@ def train(data: Sst2, *, epochs: int = 6, seed: int = 0) -> SentimentNet:
     return model.eval()
 
 
-def drop_words(ids: Tensor, share: float = 0.2) -> Tensor:
+def drop_words(ids: Tensor, share: float = 0.3) -> Tensor:
     """Make a share of the words unknown, drawn from torch's generator."""
     return ids.masked_fill((torch.rand(ids.shape) < share) & (ids >= FIRST_WORD), UNKNOWN)
 
