@@ -54,6 +54,10 @@ FORMS: dict[str, tuple[list[tuple[Any, list[int]]], dict[str, Any]]] = {
     "TopK": (AXES, {}),
     "DepthToSpace": ([(T, [1, 4, 1, 1])], {"blocksize": 2}),
     "Resize": ([*UNARY, None, (onnx.TensorProto.FLOAT, [4])], {"mode": "nearest"}),  # type: ignore[list-item]
+    "QuantizeLinear": ([*UNARY, (T, []), (onnx.TensorProto.UINT8, [])], {}),
+    "DequantizeLinear": ([*UNARY, (onnx.TensorProto.FLOAT, []), (T, [])], {}),
+    "MatMulInteger": ([(T, [2, 2]), (onnx.TensorProto.INT8, [2, 2]), (T, []), (onnx.TensorProto.INT8, [])], {}),
+    "ConvInteger": ([(T, IMAGE), (onnx.TensorProto.UINT8, [1, 1, 1, 1]), (T, [])], {}),
 }
 PAIRS = [(name, dtype) for name, typed in KERNEL_DTYPES.items() for dtype in sorted(typed.dtypes, key=str)]
 
