@@ -1,0 +1,120 @@
+"""The accuracy gate: generated code judged on data, and layers raised until it passes, or a failure that says everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsopt import Gate, api
+from dsopt.accuracy.metrics import METRICS
+from dsopt.errors import CheckError, UsageError
+from dsopt.ir import Program
+from dsopt.runtime import Session
+from tests.accuracy.nets import layers, samples
+
+FOUR_BITS = "...,quantize{weights=4}"
+JUDGED = [
+    ("accuracy", "cpu"),
+    ("agreement", "cpu"),
+    ("snr", "cpu"),
+    pytest.param("accuracy", "mcu:cortex-m4", marks=pytest.mark.mcu),
+]
+
+
+def labelled(program: Program, count: int = 200) -> dict[str, Any]:
+    """Return samples whose labels are the float model's own classes, so that it scores 100."""
+    x = samples(count)
+    return {"x": x, "labels": program.run(torch.from_numpy(x))[0].argmax(1).numpy()}
+
+
+@pytest.mark.parametrize(("metric", "target"), JUDGED)
+def test_the_verdict_is_what_running_the_artifact_gives(metric: str, target: str) -> None:
+    data = labelled(layers(), 70)
+    program = layers() if target == "cpu" else layers(batch=1)
+    build = api.build(program, target, "...,quantize", data, gate=Gate(190.0, metric), calibration_samples=50, seed=3)
+    verdict = build.verdict
+    assert verdict is not None
+    judged = np.sort(np.random.default_rng(3).permutation(70)[50:])
+    with Session(build.artifact) as session:
+        outputs = np.concatenate([session.run_flat({"x": data["x"][n : n + 1]})["output"] for n in judged])
+    floats = layers().run(torch.from_numpy(data["x"][judged]))[0].numpy()
+    reference = data["labels"][judged] if metric == "accuracy" else floats
+    assert verdict.value == pytest.approx(METRICS[metric].function(outputs, reference))
+    assert (verdict.samples, verdict.calibration_samples) == (20, 50)
+    assert verdict.drop == pytest.approx(verdict.float_value - verdict.value)
+    assert verdict.is_held_out
+    assert verdict.passes
+    assert not verdict.kept
+    assert build.artifact.manifest["accuracy"] == verdict.as_dict()
+
+
+def test_a_miss_without_fallback_fails_with_the_layers_by_sensitivity() -> None:
+    program = layers(2.0)
+    with pytest.raises(CheckError) as caught:
+        api.build(program, "cpu", FOUR_BITS, labelled(program), gate=Gate(2.0, fallback="none"), calibration_samples=50)
+    error = caught.value
+    assert error.code == "DS0342"
+    rows = [line for line in str(error.where).splitlines() if " dB " in line]
+    assert [row.split(" in ")[-1] for row in rows][:1] == ["second"]
+    assert len(rows) == 3
+    assert "fallback none" in str(error.why)
+
+
+def test_layers_are_raised_in_order_of_sensitivity_until_the_code_passes() -> None:
+    program = layers(2.0)
+    data = labelled(program)
+    build = api.build(program, "cpu", FOUR_BITS, data, gate=Gate(25.0), calibration_samples=50)
+    verdict = build.verdict
+    assert verdict is not None
+    assert verdict.passes
+    order = [each.node for each in verdict.layers]
+    assert set(verdict.kept) == set(order[: len(verdict.kept)])
+    assert 1 <= len(verdict.kept) < len(order)
+    first = next(each for each in verdict.layers)
+    assert first.layer == "second"
+
+
+def test_what_stays_too_inaccurate_fails_however_far_layers_are_raised() -> None:
+    program = layers(2.0)
+    with pytest.raises(CheckError, match="raised as far as fallback 'int16' allows") as caught:
+        api.build(program, "cpu", FOUR_BITS, labelled(program), gate=Gate(-1.0), calibration_samples=50)
+    assert "the least drop of the quantised program was" in str(caught.value.why)
+
+
+def test_float_is_the_last_resort() -> None:
+    program = layers(2.0)
+    data = labelled(program)
+    build = api.build(program, "cpu", FOUR_BITS, data, gate=Gate(0.0, fallback="float"), calibration_samples=50)
+    assert build.verdict is not None
+    assert build.verdict.value == 100
+    assert build.verdict.kept
+
+
+def test_a_pipeline_that_does_not_quantise_has_nothing_to_raise() -> None:
+    program = layers()
+    data = labelled(program)
+    data["labels"] = (data["labels"] + 1) % 10
+    build = api.build(program, "cpu", None, data, gate=Gate(0.0))
+    assert build.verdict is not None
+    assert build.verdict.drop == 0
+    with pytest.raises(CheckError, match="no quantize pass is among the passes"):
+        api.build(program, "cpu", None, data, gate=Gate(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"),
+    [
+        (lambda: Gate(float("nan")), "DS0344"),
+        (lambda: Gate(1.0, fallback="int2"), "DS0344"),
+        (lambda: api.build(layers(), "cpu", gate=Gate(1.0)), "DS0345"),
+        (lambda: api.build(layers(), "cpu", None, labelled(layers()), gate=Gate(1.0, "f1")), "DS0341"),
+        (lambda: api.build(layers(), "cpu", None, {"x": samples(9)}, gate=Gate(1.0, "accuracy")), "DS0343"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(gate: Any, code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gate()
+    assert caught.value.code == code
