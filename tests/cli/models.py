@@ -79,3 +79,20 @@ def counter() -> ModelSpec:
 
 def broken() -> Any:
     raise RuntimeError("no weights today")
+
+
+def outlier() -> ModelSpec:
+    """Return layers of which one cannot be rounded to 4 bits."""
+    return _layers(2.0)
+
+
+def plain_layers() -> ModelSpec:
+    """Return layers that can be rounded."""
+    return _layers(0.0)
+
+
+def _layers(outliers: float) -> ModelSpec:
+    from tests.accuracy.nets import Layers
+
+    torch.manual_seed(0)
+    return ModelSpec(Layers(outliers).eval(), (torch.randn(2, 16),), {}, {"x": {0: "batch"}})

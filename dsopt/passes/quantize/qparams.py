@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dsopt.ops.quantized import GROUP_LEVELS, SMALLEST_SCALE, effective_scale, round_to_grid, spread_scale
 
+_SCALE_OF_ZEROS = 2.0**-10
+"""Of a weight that is zero everywhere."""
+
 _SHRINK = torch.linspace(1.0, 0.5, 51)
 """Shares of the largest magnitude that a search for the least error tries."""
 
@@ -72,7 +75,7 @@ def weight_grid(
     """Return the grid of a weight: per "tensor", "channel" along `axis`, or "group" of `group` inputs of a channel (axis 0).
 
     search: take the step of least squared error instead of the one that holds the largest magnitude.  A channel of zeros gets the
-    scale 1, which rounds nothing.
+    least scale of the others, because its bias is rounded to steps of that.
     """
     high = (1 << (bits - 1)) - 1
     values = weight.detach().double()
@@ -91,7 +94,8 @@ def weight_grid(
     if per == "group":  # a dead group takes the smallest step of its channel, so that it does not coarsen the others
         step = scale.amax(-1, keepdim=True) / GROUP_LEVELS
         scale = torch.where(is_dead, step, scale)
-    scale = torch.where(scale > 0, scale, 1.0).float()
+    least = scale[scale > 0].min() if bool((scale > 0).any()) else torch.tensor(_SCALE_OF_ZEROS)
+    scale = torch.where(scale > 0, scale, least).float()
     shaped = scale.reshape(()) if per == "tensor" else scale if per == "group" else scale.reshape(-1)
     if power_of_two:
         shaped = torch.exp2(torch.ceil(torch.log2(shaped)))
