@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dsopt.accuracy.job import Draft, Job, prepared_twin
 from dsopt.accuracy.judge import Verdict, failed, reference_values, run_code, run_program
@@ -16,6 +18,8 @@ from dsopt.accuracy.search import FALLBACKS, candidates
 from dsopt.accuracy.sensitivity import LayerSensitivity, sensitivities
 from dsopt.errors import UsageError
 from dsopt.passes.base import Pass, PassManager
+
+Array = npt.NDArray[Any]
 
 _SENSITIVITY_SAMPLES = 64
 _ATTEMPTS = 3
@@ -69,8 +73,8 @@ class _Referee:
         self.job, self.gate, self.samples = job, gate, samples
         self.calibration, self.chosen = samples.split(job.calibration_samples, job.options.seed)
         self.feeds = samples.feeds(self.chosen)
-        self.metric = find_metric(_default_metric(samples) if gate.metric is None else gate.metric)
         outputs = run_program(job.program, self.feeds, job.options.progress, "judging the float model")
+        self.metric = find_metric(_default_metric(samples, outputs) if gate.metric is None else gate.metric)
         self.reference, self.float_value = reference_values(self.metric, samples, self.chosen, outputs)
 
     def judge(self, draft: Draft) -> Verdict:
@@ -136,7 +140,8 @@ class _Referee:
         return self.metric.drop(self.float_value, self.metric.function(outputs, self.reference))
 
 
-def _default_metric(samples: Samples) -> str:
+def _default_metric(samples: Samples, outputs: Array) -> str:
+    """Judge by labels where there are some; else by the float model's classes, or by its numbers where each row has only one."""
     if samples.labels is None:
-        return "snr"
+        return "agreement" if outputs.ndim > 1 and outputs.shape[-1] > 1 else "snr"
     return "accuracy" if np.issubdtype(samples.labels.dtype, np.integer) else "rmse"

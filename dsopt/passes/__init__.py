@@ -1,6 +1,8 @@
 """The passes by name, imported when asked for. A new pass is one file and one line here."""
 
 PASSES: dict[str, str] = {
+    "adaptive-rounding": "dsopt.passes.quantize.adaptive_rounding:AdaptiveRounding",
+    "bias-correction": "dsopt.passes.quantize.bias_correction:BiasCorrection",
     "canonicalize": "dsopt.passes.canonicalize:Canonicalize",
     "fold-batch-norm": "dsopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "dsopt.passes.fold_constants:FoldConstants",

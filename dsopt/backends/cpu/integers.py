@@ -5,10 +5,14 @@ What ONNX Runtime 1.32 fuses, found by looking at the model that it optimises:
     Conv(DQ(u8), DQ(i8), DQ(i32)) -> Q                QLinearConv
     Gemm(DQ(u8), DQ(i8 with a zero point), DQ(i32))   QGemm, with or without a Q after it
     MatMul(DQ(u8), DQ(i8))                            QLinearMatMul before a Q, else MatMulIntegerToFloat
-    MatMul(float, DQ(i4 or i8 of (K, N)))             MatMulNBits
 
 Its kernels take the scale of a bias for the product of the other two without looking at it, and have none for 4 bits and integer
-activations: such weights are 4 bits wide in the file and become int8 when it is opened.
+activations: such weights are 4 bits wide in the file and become int8 when it is opened. Three of its rewrites would change numbers,
+and are kept from happening:
+
+    MatMul(float or DQ(i16), DQ(i4 or i8))       MatMulNBits, which rounds the activations to 8 bits    `write_folded`
+    Conv or Gemm(DQ, float weight or bias) -> Q  weight and bias rounded to 8 and 32 bits               `kept_float`
+    MatMul(DQ(u8), DQ(i8 with groups))           MatMulIntegerToFloat, which has no groups              `write_folded`
 """
 
 from __future__ import annotations
@@ -144,23 +148,26 @@ def _narrow(stored: Integers) -> torch.dtype | None:
     return UINT4 if min(found) >= 0 and max(found) <= 15 else None
 
 
-def write_filter(cx: Emitter, node: fx.Node, is_taken: bool) -> Value:
-    """Return the weight of a convolution. is_taken: its activation is on a grid of 8 bits."""
+def write_filter(cx: Emitter, node: fx.Node, is_taken: bool) -> tuple[Value, bool]:
+    """Return the weight of a convolution, and whether it is integers behind DequantizeLinear.
+
+    is_taken: its activation is on a grid of 8 bits.
+    """
     stored = stored_integers(cx, node)
     if stored is None or not is_taken:
-        return cx.value(node)
-    if stored.scale.dim() and stored.axis % stored.values.dim() != 0:
-        return write_folded(cx, stored)
+        return cx.value(node), stored is not None
+    if stored.group or (stored.scale.dim() and stored.axis % stored.values.dim() != 0):
+        return write_folded(cx, stored), False
     if stored.is_even:
-        return write(cx, stored, is_widened=True)
+        return write(cx, stored, is_widened=True), True
     shifted = stored.values.int() - spread_scale(stored.zero.int(), stored.values.shape, stored.axis, stored.group)
     if stored.values.dtype in BYTES and int(shifted.min()) >= -128 and int(shifted.max()) <= 127:
         centred = Integers(
             f"{stored.name}.centred", shifted.to(torch.int8), stored.scale, torch.zeros_like(stored.zero, dtype=torch.int8),
             stored.axis, stored.group, 8,
         )  # fmt: skip
-        return write(cx, centred)
-    return write_folded(cx, stored)
+        return write(cx, centred), True
+    return write_folded(cx, stored), False
 
 
 def write_folded(cx: Emitter, stored: Integers) -> Value:
@@ -175,6 +182,24 @@ def write_folded(cx: Emitter, stored: Integers) -> Value:
 
 
 # ---- what stands around a weight ----
+
+
+def kept_float(cx: Emitter, x: fx.Node, y: Value) -> Value:
+    """Append a sum of one operand to the result of a layer with a float weight or bias, if its activation is on some grid.
+
+    ONNX Runtime would round weight and bias if a QuantizeLinear followed the layer, even of a layer that the user keeps in float.
+    """
+    return cx.op("Sum", y) if _is_on_grid(x) else y
+
+
+def _is_on_grid(node: object) -> bool:
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if node.target in (_DSOPT.dequantize.default, _DSOPT.fake_quantize.default):
+            return True
+        if not is_move(node):
+            return False
+        node = node.args[0]
+    return False
 
 
 def is_inside(cx: Emitter, node: object) -> bool:

@@ -26,7 +26,13 @@ FLOAT_RECURRENT: dict[Any, Callable[..., Any]] = {
 Watch = Callable[[fx.Node, Any], None]
 
 
-def run_on_data(program: Program, context: PassContext, watch: Watch, what: str) -> None:
+def run_on_data(
+    program: Program,
+    context: PassContext,
+    watch: Watch,
+    what: str,
+    substitutes: Mapping[Any, Callable[..., Any]] = FLOAT_RECURRENT,
+) -> None:
     """Run the float program on every calibration batch, states carried from one to the next, and show each value to `watch`."""
     from dsopt.ir.interpret import evaluate
 
@@ -40,12 +46,13 @@ def run_on_data(program: Program, context: PassContext, watch: Watch, what: str)
     with torch.no_grad():
         for number, batch in enumerate(context.calibration):
             context.progress(number, len(context.calibration), what)
-            bound = program.bind(_inputs(program, batch), states)
-            results = evaluate(program.graph, bound, watch, FLOAT_RECURRENT)
+            bound = program.bind(inputs_of(program, batch), states)
+            results = evaluate(program.graph, bound, watch, substitutes)
             states = dict(zip(names, results[:count], strict=True))
 
 
-def _inputs(program: Program, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def inputs_of(program: Program, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return a batch in the order of the program's inputs. Raises UsageError for one that is missing."""
     missing = [spec.name for spec in program.signature.inputs if spec.name not in batch]
     if missing:
         raise UsageError(
@@ -60,7 +67,7 @@ def count_samples(program: Program, batches: Sequence[Mapping[str, Tensor]]) -> 
     """Return the number of samples: batches, each counted as many times as its first size that varies says."""
     total = 0
     for batch in batches:
-        sizes = program.sizes_of(_inputs(program, batch))
+        sizes = program.sizes_of(inputs_of(program, batch))
         first = [
             str(size) for node in program.inputs for size in node.meta["val"].shape[:1] if not isinstance(size, int)
         ]

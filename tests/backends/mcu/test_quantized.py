@@ -85,8 +85,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "sequence": (Sequence, torch.zeros(1, 4, 7)),
 }
 OPTIONS = {
-    "image": ["", "weights=4", "weights=4,group=4", "activations=16", "power_of_two=true,observer=mse"],
-    "text": ["", "weights=4,group=8", "activations=16"],
+    "image": ["", "weights=4", "weights=4,per=group,group=4", "activations=16", "power_of_two=true,observer=mse"],
+    "text": ["", "weights=4,per=group,group=8", "activations=16"],
     "sequence": ["", "weights=4"],
 }
 CASES = [(name, options) for name, variants in OPTIONS.items() for options in variants]

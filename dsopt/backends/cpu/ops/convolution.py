@@ -9,7 +9,7 @@ from torch import fx
 
 from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.emitter import Emitter
-from dsopt.backends.cpu.integers import is_inside, write_bias, write_filter
+from dsopt.backends.cpu.integers import is_inside, kept_float, write_bias, write_filter
 from dsopt.backends.cpu.ops.activation import activate
 from dsopt.backends.cpu.registry import converter
 
@@ -146,8 +146,10 @@ def _batched(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node | None, op_
     """Append the node; torch also takes an input without a batch axis, ONNX does not."""
     value, unbatched = cx.value(x), cx.rank(x) == cx.rank(weight) - 1
     value = cx.unsqueeze(value, 0) if unbatched else value
-    added, _ = write_bias(cx, x, weight, bias)
-    y = cx.op(op_type, value, write_filter(cx, weight, is_inside(cx, x)), added, **attributes)
+    added, is_integer = write_bias(cx, x, weight, bias)
+    filters, is_exact = write_filter(cx, weight, is_inside(cx, x))
+    y = cx.op(op_type, value, filters, added, **attributes)
+    y = y if is_exact and (is_integer or added is None) else kept_float(cx, x, y)
     return cx.squeeze(y, 0) if unbatched else y
 
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.emitter import Emitter
-from dsopt.backends.cpu.integers import Integers, is_inside, stored_integers, write, write_bias, write_folded
+from dsopt.backends.cpu.integers import BYTES, Integers, is_inside, kept_float, stored_integers, write, write_bias, write_folded
 from dsopt.backends.cpu.ops.activation import activate
 from dsopt.backends.cpu.registry import RefusalError, converter
 
@@ -23,9 +23,9 @@ def convert_linear(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node | Non
     if stored is not None and cx.rank(weight) == 2:
         return _convert_quantized(cx, x, weight, bias, stored)
     if cx.rank(x) == 2 and cx.dtype.is_floating_point and cx.rank(weight) == 2:
-        return cx.op("Gemm", cx.value(x), cx.value(weight), cx.optional(bias), transB=1)
+        return kept_float(cx, x, cx.op("Gemm", cx.value(x), cx.value(weight), cx.optional(bias), transB=1))
     y = cx.op("MatMul", cx.value(x), transposed(cx, weight))
-    return y if bias is None else cx.op("Add", y, cx.value(bias))
+    return kept_float(cx, x, y if bias is None else cx.op("Add", y, cx.value(bias)))
 
 
 @converter("dsopt.linear_act.default")
@@ -41,21 +41,20 @@ def _convert_quantized(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node |
 
     Only Gemm is fused with a bias, and only a bias of integers; what has more dims than a matrix is reshaped around it.
     """
-    taken = is_inside(cx, x)
     added, is_integer = write_bias(cx, x, weight, bias)
+    if not is_inside(cx, x) or stored.group or (stored.scale.dim() and stored.axis != 0):
+        y = cx.op("MatMul", cx.value(x), cx.transpose(write_folded(cx, stored), [1, 0]))
+        return kept_float(cx, x, y if added is None else cx.op("Add", y, added))
     is_turned = all(user.target in _LINEAR and user.args.index(weight) == 1 for user in weight.users)
-    if stored.scale.dim() and stored.axis != 0:  # no kernel has a scale for each input
-        matrix, is_turned = write_folded(cx, stored), False
-    else:
-        matrix = write(cx, stored, is_turned=is_turned, is_widened=taken)
-    if taken and is_integer:
+    matrix = write(cx, stored, is_turned=is_turned, is_widened=True)
+    if is_integer:
         rank = cx.rank(x)
         flat = cx.value(x) if rank == 2 else cx.op("Reshape", cx.value(x), cx.vector([-1, stored.values.shape[1]]))
         y = cx.op("Gemm", flat, matrix, added, transB=None if is_turned else 1)
         sizes = [*(cx.extent(x, axis) for axis in range(rank - 1)), cx.out.shape[-1]]
         return y if rank == 2 else cx.op("Reshape", y, cx.sizes(sizes))
     y = cx.op("MatMul", cx.value(x), matrix if is_turned else cx.transpose(matrix, [1, 0]))
-    return y if added is None else cx.op("Add", y, added)
+    return y if added is None else kept_float(cx, x, cx.op("Add", y, added))
 
 
 def transposed(cx: Emitter, weight: fx.Node) -> Value:
@@ -72,7 +71,16 @@ def transposed(cx: Emitter, weight: fx.Node) -> Value:
 @converter("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default")
 def convert_matmul(cx: Emitter, a: fx.Node, b: fx.Node) -> Value:
     """Write a matrix product; ONNX's MatMul has the ranks and the broadcasting of torch's."""
-    return cx.op("MatMul", cx.value(a), cx.value(b))
+    return cx.op("MatMul", cx.value(a), _right(cx, a, b))
+
+
+def _right(cx: Emitter, a: fx.Node, b: fx.Node) -> Value:
+    """Return the right operand of a product; stored integers as floats, unless ONNX Runtime computes with them exactly."""
+    stored = stored_integers(cx, b)
+    if stored is None or stored.values.dtype not in BYTES:
+        return cx.value(b)
+    is_plain = not stored.group and (not stored.scale.dim() or (stored.values.dim() == 2 and stored.axis % 2 == 1))
+    return write(cx, stored, is_widened=True) if is_plain and is_inside(cx, a) else write_folded(cx, stored)
 
 
 @converter("aten.addmm.default")

@@ -12,7 +12,7 @@ from torch import fx
 
 from dsopt.backends.cpu.builder import Body, Value
 from dsopt.backends.cpu.emitter import Emitter
-from dsopt.backends.cpu.integers import is_inside, stored_integers, write
+from dsopt.backends.cpu.integers import is_inside, stored_integers, write, write_folded
 from dsopt.backends.cpu.ops.quantization import round_trip
 from dsopt.backends.cpu.registry import converter
 from dsopt.ops.recurrent import GATE_BITS, STATE_BITS
@@ -103,11 +103,13 @@ def _from_input(cx: Emitter, x: fx.Node, weight: fx.Node, bias: fx.Node | None, 
 
 
 def _turned(cx: Emitter, weight: fx.Node, is_taken: bool) -> Value:
-    """Return a weight (N, K) as (K, N), still integers in the file."""
+    """Return a weight (N, K) as (K, N), still integers in the file. is_taken: what it is multiplied with is on a grid of 8 bits."""
     stored = stored_integers(cx, weight)
-    if stored is None or (stored.scale.dim() and stored.axis != 0) or len(weight.users) > 1:
+    if stored is None:
         return cx.transpose(cx.value(weight), [1, 0])
-    return write(cx, stored, is_turned=True, is_widened=is_taken)
+    if not is_taken or stored.group or (stored.scale.dim() and stored.axis != 0) or len(weight.users) > 1:
+        return cx.transpose(write_folded(cx, stored), [1, 0])
+    return write(cx, stored, is_turned=True, is_widened=True)
 
 
 def _gate(cx: Emitter, value: Value) -> Value:
