@@ -175,10 +175,20 @@ def write_folded(cx: Emitter, stored: Integers) -> Value:
 
     It does not take them for the quantised weight of an integer kernel, which would compute something else.
     """
-    wide = cx.cast(cx.derive(stored.name, stored.values, _narrow(stored)), torch.float32)
-    grids = [spread_scale(each, stored.values.shape, stored.axis, stored.group) for each in (stored.zero, stored.scale)]
-    zero, scale = (cx.constant(each, torch.float32) for each in grids)
-    return cx.op("Mul", cx.op("Sub", wide, zero), scale)
+    value = cx.cast(cx.derive(stored.name, stored.values, _narrow(stored)), torch.float32)
+    if bool(stored.zero.any()):
+        value = cx.op("Sub", value, _spread(cx, stored, stored.zero))
+    return cx.op("Mul", value, _spread(cx, stored, stored.scale))
+
+
+def _spread(cx: Emitter, stored: Integers, grid: Tensor) -> Value:
+    """Return a scale or zero point, small in the file, as floats that broadcast against the values."""
+    shape = stored.values.shape
+    if not stored.group:
+        return cx.constant(spread_scale(grid, shape, stored.axis, 0), torch.float32)
+    groups = cx.vector(number // stored.group for number in range(shape[1]))
+    spread = cx.op("Gather", cx.constant(grid, torch.float32), groups, axis=1)
+    return spread if len(shape) == 2 else cx.unsqueeze(spread, *range(2, len(shape)))
 
 
 # ---- what stands around a weight ----
