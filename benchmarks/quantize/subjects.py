@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dsopt
 from benchmarks.harness import progress
+from benchmarks.quantize.images import read_jpegs, train_images
 from dsopt import Program
 from dsopt.train import QatResult, qat
 from models import digits, sentiment, turbofan
@@ -61,11 +60,10 @@ def image_classification(assets: Path, quick: bool) -> Subject:
     x, y = ic_samples(assets)
     calibration, rest = _split(len(y))
     judged = {"cifar10": (x[rest], y[rest])}
-    path = assets / "data" / "cifar10_test_jpeg.npz"
     if not quick:
-        judged["cifar10 as JPEG"] = read_jpegs(path)
+        judged["cifar10 as JPEG"] = read_jpegs(assets / "data" / "cifar10_test_jpeg.npz")
     program = dsopt.capture(trained_ic(assets))
-    return Subject(program, x[calibration], judged, train=lambda *given: _train_images(assets, *given))
+    return Subject(program, x[calibration], judged, train=lambda *given: train_images(assets, *given))
 
 
 def handwritten_digits(assets: Path | None, quick: bool) -> Subject:
@@ -140,38 +138,3 @@ def _loader(x: Tensor, y: Tensor, batch: int, change: Callable[[Tensor], Tensor]
         return inputs if change is None else change(inputs), labels
 
     return DataLoader(TensorDataset(x, y), batch, shuffle=True, collate_fn=together)
-
-
-# ---- images ----
-
-
-def read_jpegs(path: Path) -> Samples:
-    """Decode images of 32x32 pixels, one after another in `jpeg`, where `offset` says: float32 pixels 0 to 255. Needs Pillow."""
-    from PIL import Image
-
-    with np.load(path) as arrays:
-        content, offset, labels = arrays["jpeg"].tobytes(), arrays["offset"], arrays["label"].astype(np.int64)
-    parts = [content[start:end] for start, end in itertools.pairwise(offset)]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(part)).convert("RGB")) for part in parts])
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float(), torch.from_numpy(labels)
-
-
-def _train_images(assets: Path, program: Program, bits: int, seed: int) -> QatResult:
-    """Train on the JPEG images to say what the float network says."""
-    x, y = read_jpegs(assets / "data" / "cifar10_train_jpeg.npz")
-    loader = _loader(x, y, 128, _augmented)
-    return qat(
-        program, loader, _imitation, epochs=3, learning_rate=1e-3, quantize=f"weights={bits}", teacher=program, seed=seed
-    )  # fmt: skip
-
-
-def _augmented(x: Tensor) -> Tensor:
-    """Mirror half of the images, and move each by up to two pixels."""
-    flipped = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
-    down, right = (int(each) for each in torch.randint(0, 5, (2,)))
-    return F.pad(flipped, (2, 2, 2, 2), mode="replicate")[..., down : down + 32, right : right + 32]
-
-
-def _imitation(output: Tensor, label: Tensor, teacher: Tensor) -> Tensor:
-    """Return the cross entropy between two sets of probabilities; ours are multiples of 1/256, so half of that is added."""
-    return -(teacher * torch.log(output + 1 / 512)).sum(-1).mean()
