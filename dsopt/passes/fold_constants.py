@@ -13,12 +13,18 @@ from dsopt.ir import Program, Rewriter
 from dsopt.ir.interpret import argument_values
 from dsopt.passes.base import Pass, PassContext
 
+_DSOPT = torch.ops.dsopt
+_ROUNDING: frozenset[Any] = frozenset(
+    {_DSOPT.dequantize.default, _DSOPT.dequantize_channel.default, _DSOPT.fake_quantize.default}
+)
+
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """op(weight, 2) -> a new constant. `growth_bytes`: how much larger than its inputs a result may be, so that none explodes.
 
-    Weights of the user's model are folded too, so run it when training is over.
+    Weights of the user's model are folded too, so run it when training is over. What rounding has made small stays small: integers
+    are not turned back into floats, and a weight that is still to be rounded keeps its fake_quantize.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -59,6 +65,8 @@ class FoldConstants(Pass):
     def _foldable(self, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
         if node.target is operator.getitem:
             return node.args[0] in values
+        if node.target in _ROUNDING:
+            return False
         if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
             return False
         return isinstance(node.meta["val"], (Tensor, tuple, list)) and all(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program
-from dsopt.passes.base import PassManager, PassRecord, parse_pipeline
+from dsopt.passes.base import PassContext, PassManager, PassRecord, parse_pipeline
 
 Capture = Callable[..., Program]
 ALL = "canonicalize,fold-batch-norm,fuse-attention,fold-constants,fuse-activation,remove-dead-code"
@@ -273,3 +273,27 @@ def test_a_fused_program_still_trains(conv_program: Program) -> None:
     module = result.module().train()
     module(torch.randn(2, 3, 8, 8)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_stored_integers_are_not_folded_into_floats() -> None:
+    program = export_module(nn.Linear(64, 8), (torch.randn(2, 64),))
+    calibration = ({"input": torch.randn(16, 64)},)
+    context = PassContext(calibration=calibration)
+    for passes in ("quantize{weights=4}", "quantize-prepare{weights=4}"):
+        rounded, _ = PassManager(parse_pipeline(passes)).run(program, context)
+        folded, records = _run(rounded, "fold-constants")
+        assert folded.text() == rounded.text()
+        assert records[0].changes == ()
+    x = torch.randn(2, 64)
+    assert torch.equal(folded.run(x)[0], rounded.run(x)[0])
+
+
+def test_what_integers_are_computed_from_is_folded(capture_function: Capture) -> None:
+    def function(x: Tensor) -> Tensor:
+        return x + torch.ops.dsopt.dequantize(
+            torch.ops.dsopt.quantize(torch.arange(3).float(), 0.5, 0, -128, 127), 0.5, 0
+        )
+
+    result, _ = _run(capture_function(function, torch.randn(3)), "fold-constants")
+    assert _ops(result) == ["dsopt.dequantize", "add.Tensor"]
+    assert torch.equal(result.run(torch.zeros(3))[0], torch.arange(3).float())
