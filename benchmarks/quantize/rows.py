@@ -38,7 +38,7 @@ def calibrated(program: Program, calibration: Tensor, bits: int) -> tuple[Progra
 
 
 def rows_of(name: str, subject: Subject, methods: Sequence[str], bits: Sequence[int], seeds: int) -> Iterator[Row]:
-    """Quantise in every way that was asked for."""
+    """Quantise in every way that was asked for; where there is nothing to train on, the row says so in a note."""
     for each in bits:
         progress(f"{name}: calibrating with {each}-bit weights")
         rounded, seconds = calibrated(subject.program, subject.calibration, each)
@@ -47,7 +47,7 @@ def rows_of(name: str, subject: Subject, methods: Sequence[str], bits: Sequence[
         if "qat" not in methods:
             continue
         if subject.train is None:
-            progress(f"{name}: not trained, {subject.untrained}")
+            yield {"model": name, "method": "qat", "bits": each, "note": subject.untrained}
             continue
         trained, start = [], time.process_time()
         for seed in range(seeds):

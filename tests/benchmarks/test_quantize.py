@@ -16,7 +16,7 @@ from benchmarks.quantize import __main__ as quantize
 from benchmarks.quantize import subjects
 from benchmarks.quantize.layers import compare_layers
 from benchmarks.quantize.outputs import disagreements
-from benchmarks.quantize.rows import calibrated
+from benchmarks.quantize.rows import calibrated, rows_of
 from dsopt import parse_pipeline
 from dsopt.train import QatResult, qat
 from models.digits import DigitsNet, spec
@@ -63,6 +63,14 @@ def test_a_run_gives_a_row_for_each_method_and_width(
         assert row["cpu_seconds"] > 0
         assert row["drop"] == pytest.approx(row["float_accuracy"] - row["accuracy"])
         assert (row["training_cpu_seconds"] > 0) == (row["method"] == "qat")
+
+
+def test_where_there_is_nothing_to_train_on_a_note_says_so() -> None:
+    x = example(100, 1, 8, 8)
+    program = dsopt.capture(spec(seeded(DigitsNet)))
+    subject = subjects.Subject(program, x, {}, untrained="no training data")
+    (row,) = rows_of("digits", subject, ["qat"], [8], 1)
+    assert row == {"model": "digits", "method": "qat", "bits": 8, "note": "no training data"}
 
 
 def test_a_layer_that_differs_is_found_where_it_is_and_not_after_it() -> None:
