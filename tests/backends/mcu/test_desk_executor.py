@@ -1,0 +1,66 @@
+"""The generated C on this computer, by which microcontroller builds are judged: the bits of the program, from every compiler here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dsopt
+from dsopt import api
+from dsopt.backends.mcu.desk import DeskExecutor
+from dsopt.errors import CheckError
+from dsopt.simulate import desk
+from dsopt.simulate.host_compiler import host_compilers
+from tests.conftest import Counter
+
+pytestmark = pytest.mark.mcu
+
+
+@pytest.mark.parametrize("compiler", host_compilers(), ids=lambda command: "zig" if "ziglang" in command else "cc")
+def test_a_quantised_network_gives_the_bits_of_its_program(
+    compiler: Sequence[str], conv_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GCC 12 for x86-64 once dropped all but the last layers of this one, when it had put addresses of the arena into them."""
+    monkeypatch.setattr(desk, "host_compilers", lambda: (tuple(compiler),))
+    x = np.random.default_rng(0).standard_normal((12, 1, 3, 8, 8)).astype(np.float32)
+    program = dsopt.capture(conv_net, (torch.from_numpy(x[0]),))
+    build = api.build(program, "mcu:cortex-m4", "...,quantize", [{"x": each} for each in x])
+    executor = DeskExecutor(build.artifact)
+    try:
+        got = np.stack([result["output"] for result in executor.run_many([{"x": each} for each in x])])
+    finally:
+        executor.close()
+    want = np.stack([build.program.run(torch.from_numpy(each))[0].numpy() for each in x])
+    np.testing.assert_array_equal(got, want)
+
+
+def test_no_state_is_carried_from_one_run_to_the_next() -> None:
+    build = api.build(dsopt.capture(Counter().eval(), (torch.ones(2, 3),)), "mcu:cortex-m4")
+    feed = {"x": np.ones((2, 3), np.float32), "state.total": np.full(3, 5, np.float32)}
+    executor = DeskExecutor(build.artifact)
+    try:
+        results = executor.run_many([feed, feed])
+    finally:
+        executor.close()
+    assert [result["output"].tolist() for result in results] == [[14, 14, 14]] * 2
+    assert results[1]["next.total"].tolist() == [7, 7, 7]
+
+
+def test_c_that_fails_is_reported() -> None:
+    build = api.build(dsopt.capture(nn.ReLU(), (torch.ones(2),)), "mcu:cortex-m4")
+    name = "model.c"
+    broken = (
+        build.artifact.files[name].decode().replace('#include "model.h"', '#include "model.h"\n#include <stdlib.h>', 1)
+    )
+    broken = broken.replace("for (", "exit(3); for (", 1)
+    files = {**build.artifact.files, name: broken.encode()}
+    executor = DeskExecutor(dsopt.Artifact(build.artifact.manifest, files))
+    try:
+        with pytest.raises(CheckError, match="DS1080: the generated C ended with status 3"):
+            executor.run({"input": np.ones(2, np.float32)})
+    finally:
+        executor.close()
