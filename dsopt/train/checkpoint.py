@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -36,6 +37,10 @@ def load_checkpoint(path: Path, signature: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself reads past wrong checksums
+        if damaged is not None:
+            raise BadZipFile(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # torch raises whatever its reader met
         raise ReadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,72 +19,78 @@ _MOMENTUM = 0.1
 
 @dataclass
 class _Site:
+    """A grid. ends: the moving averages of the least value and of the largest one, negated; seen: the same of this step."""
+
     scale: Tensor
     zero_point: Tensor
     low: int
     high: int
     power_of_two: bool
-    lowest: Tensor | None = None
-    highest: Tensor | None = None
+    ends: Tensor
+    seen: Tensor | None = None
 
 
 class Observers:
     """Moving averages of the least and largest value of each rounded activation of a module (Jacob et al. 2018, section 3.1).
 
-    Grids with a zero point of their own keep 0 on them; those of 16 bits stay symmetric. A grid that an operator fixes is left alone.
+    They start from the calibrated grids. Those with a zero point of their own keep 0 on them; those of 16 bits stay symmetric. A
+    grid that an operator fixes is left alone; one that several values share spans all of them.
     """
 
     def __init__(self, program: Program, module: ProgramModule, processes: Processes) -> None:
-        self._processes = processes
-        self._sites: dict[str, list[_Site]] = {}
+        self._module, self._processes = module, processes
+        self._sites: dict[str, _Site] = {}
+        self._of: dict[str, list[_Site]] = {}
         tensors = module.weights_by_name()
         for node in program.graph.nodes:
             if node.target is not _FAKE or program.weight(node.args[0]) is not None or program.facts(node).get("fixed"):
                 continue
             source, scale, zero, _, _, low, high, power_of_two = node.args
-            site = _Site(
-                tensors[str(program.weight_name(scale))], tensors[str(program.weight_name(zero))], low, high, bool(power_of_two)
-            )  # fmt: skip
-            self._sites.setdefault(source.name, []).append(site)
+            name = str(program.weight_name(scale))
+            if name not in self._sites:
+                step, shift = tensors[name].detach(), tensors[str(program.weight_name(zero))]
+                ends = torch.stack([(low - shift) * step, (shift - high) * step])
+                self._sites[name] = _Site(step, shift, low, high, bool(power_of_two), ends)
+            self._of.setdefault(source.name, []).append(self._sites[name])
 
     def watch(self, node: fx.Node, value: Any) -> None:
-        """See a value of one step."""
-        sites = self._sites.get(node.name)
-        if sites is None or not isinstance(value, Tensor):
+        """See a value of one step; what is only judged in the middle of training does not count."""
+        if node.name not in self._of or not self._module.training:
             return
         low, high = torch.aminmax(value.detach())
-        for site in sites:
-            site.lowest = low if site.lowest is None else _mix(site.lowest, low)
-            site.highest = high if site.highest is None else _mix(site.highest, high)
+        ends = torch.stack([low, -high])
+        for site in self._of[node.name]:
+            site.seen = ends if site.seen is None else torch.minimum(site.seen, ends)
 
     def apply(self) -> None:
         """Set the grids, alike in all processes."""
-        sites = [
-            site
-            for group in self._sites.values()
-            for site in group
-            if site.lowest is not None and site.highest is not None
-        ]
+        sites = [site for site in self._sites.values() if site.seen is not None]
         if not sites:
             return
-        ends = torch.stack([torch.stack([site.lowest, -site.highest]) for site in sites])  # type: ignore[list-item,operator]
-        ends = self._processes.lowest(ends)
-        with torch.no_grad():
-            for site, (low, negative_high) in zip(sites, ends, strict=True):
-                _set_grid(site, min(float(low), 0.0), max(-float(negative_high), 0.0))
+        found = self._processes.lowest(torch.stack([site.seen for site in sites]))  # type: ignore[misc]
+        for site, seen in zip(sites, found, strict=True):
+            site.seen = None
+            site.ends = site.ends + _MOMENTUM * (seen - site.ends)
+            _set_grid(site)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moving averages."""
+        return {name: site.ends for name, site in self._sites.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from the moving averages of a checkpoint."""
+        for name, site in self._sites.items():
+            site.ends = state[name].to(site.ends.device)
 
 
-def _mix(before: Tensor, now: Tensor) -> Tensor:
-    return before + _MOMENTUM * (now - before)
-
-
-def _set_grid(site: _Site, low: float, high: float) -> None:
-    if site.high >= 1 << 8:
-        step = max(high, -low) / site.high
-    else:
-        step = (high - low) / (site.high - site.low)
-    if not step > 0 or not step < float("inf"):
+def _set_grid(site: _Site) -> None:
+    low, high = min(float(site.ends[0]), 0.0), max(-float(site.ends[1]), 0.0)
+    is_symmetric = site.high >= 1 << 8
+    step = max(high, -low) / site.high if is_symmetric else (high - low) / (site.high - site.low)
+    if not 0 < step < math.inf:
         return
+    if site.power_of_two:
+        step = 2.0 ** math.ceil(math.log2(step))
     site.scale.fill_(step)
-    if site.high < 1 << 8:
+    if not is_symmetric:
         site.zero_point.fill_(float(min(max(round(site.low - low / step), site.low), site.high)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from dsopt.errors import UsageError
 from dsopt.ir import Program
 from dsopt.ir.trainable import ProgramModule, flatten_call
 from dsopt.passes.base import PassContext, PassManager, PassRecord, parse_pipeline
-from dsopt.train.loop import Epoch, Loop, LoopOptions, Loss, to_device
+from dsopt.train.data import mixed_seed, seeded, to_device
+from dsopt.train.loop import Epoch, Loop, LoopOptions, Loss, Part
 from dsopt.train.observers import Observers
 from dsopt.train.processes import Processes
 from dsopt.train.progress import Progress, progress_bar
@@ -82,7 +84,8 @@ def qat(
     observe: share of the steps in which the grids of activations follow moving averages; then they are frozen, and learned.
     freeze_batch_norm: share of the steps after which statistics stay; until then batch norm trains as the user wrote it.
     reestimate_batches: for the statistics after training; 0 keeps the running ones.  Then the norms are folded.
-    validate(module): a score after each epoch, of which the best is kept.  checkpoint: a file to go on from after a stop.
+    validate(module): a score after each epoch, of which the best is kept; the mean over all processes.  checkpoint: a file to go on
+    from after a stop, written after each epoch and every `checkpoint_steps`.  teacher: is put in eval mode.
     The same seed gives the same program. Under torchrun each process takes its share of the batches.
 
     Raises UsageError for data that do not fit, CheckError if the loss is no number.
@@ -90,7 +93,7 @@ def qat(
     where = torch.device(device)
     processes = Processes.join(where)
     _check_shares(observe=observe, freeze_batch_norm=freeze_batch_norm)
-    prepared, records = _prepared(program, loader, quantize, calibration_batches, seed)
+    prepared, records = _prepared(program, loader, quantize, calibration_batches, seed, processes)
     module = prepared.module().to(where)
     observers = Observers(prepared, module, processes)
     guide = (
@@ -103,7 +106,8 @@ def qat(
         seed,
         None if checkpoint is None else Path(checkpoint),
         checkpoint_steps,
-        f"qat {quantize} seed {seed} epochs {epochs}",
+        f"qat{{{quantize}}} of weights {_digest(module)} by {type(made).__name__}, seed {seed}, {epochs} epochs, "
+        f"rate {learning_rate:g}, decay {weight_decay:g}, observe {observe:g}, freeze_batch_norm {freeze_batch_norm:g}",
         where,
     )
 
@@ -125,18 +129,27 @@ def qat(
             wanted = call(guide, inputs)
         return loss(outputs, target, wanted)
 
-    loop = Loop(module, loader, step_loss, made, options, processes, before_step, after_step, validate)
+    parts: dict[str, Part] = {"observers": observers}
+    loop = Loop(module, loader, step_loss, made, options, processes, before_step, after_step, validate, parts)
     with progress_bar(progress is None and processes.is_first) as bar:
         loop.run(progress or bar)
     module.watch = None
     if loop.best is not None:
         module.load_state_dict(loop.best[1])
     if reestimate_batches and freeze_batch_norm >= 1:
-        module.reestimate_batch_norm(_calls(loader, reestimate_batches, where))
+        with seeded(mixed_seed(seed, epochs), loader):
+            module.reestimate_batch_norm(_calls(loader, reestimate_batches, where))
+        processes.align(module)
     module.eval()
     trained = prepared.with_weights(module.cpu())
     quantised, more = PassManager(parse_pipeline(_AFTER)).run(trained)
     return QatResult(quantised, trained, tuple(loop.history), (*records, *more))
+
+
+def _digest(module: nn.Module) -> str:
+    """Return a short text that tells one set of weights' names and shapes from another."""
+    kinds = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in sorted(module.state_dict().items())]
+    return sha256("\n".join(kinds).encode()).hexdigest()[:12]
 
 
 def _check_shares(**shares: float) -> None:
@@ -149,7 +162,7 @@ def _check_shares(**shares: float) -> None:
 
 
 def _prepared(
-    program: Program, loader: Iterable[Any], options: str, batches: int, seed: int
+    program: Program, loader: Iterable[Any], options: str, batches: int, seed: int, processes: Processes
 ) -> tuple[Program, tuple[PassRecord, ...]]:
     if any(node.target is _FAKE for node in program.graph.nodes):
         if options:
@@ -160,7 +173,10 @@ def _prepared(
             )
         return program, ()
     pipeline = parse_pipeline(f"{_BEFORE},quantize-prepare{{{options}}}")
-    calibration = [named_inputs(program, _split(batch)[0]) for batch in islice(loader, max(batches, 1))]
+    with seeded(mixed_seed(seed, -1), loader):
+        found = [to_device(_split(batch)[0], torch.device("cpu")) for batch in islice(loader, max(batches, 1))]
+    # the program itself must be the same in all processes: grids that are no parameters are written into it
+    calibration = processes.of_first([named_inputs(program, inputs) for inputs in found])
     return PassManager(pipeline).run(program, PassContext(calibration=calibration, seed=seed))
 
 
