@@ -20,6 +20,9 @@ _MODEL = "model.onnx"
 )
 @click.option("--passes", default="", help="Passes to run before, as for dsopt compile; none by default.")
 @click.option(
+    "--data", type=click.Path(path_type=Path), help="Inputs for calibration and for the check, as for dsopt compile."
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(0),
     default=1e-4,
@@ -30,16 +33,19 @@ _MODEL = "model.onnx"
 @reading_models
 @speaking
 def command(
-    console: Output, model: str, format: str, passes: str, tolerance: float, seed: int, input: tuple[str, ...],
-    dim: dict[str, int], trust_pickle: bool, output: Path,
+    console: Output, model: str, format: str, passes: str, data: Path | None, tolerance: float, seed: int,
+    input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool, output: Path,
 ) -> None:  # fmt: skip
-    """Write MODEL as .onnx, checked against the model. Weights above 1.5 GB go to a file beside it."""
+    """Write MODEL as .onnx, checked against the model. Weights above 1.5 GB go to a file beside it.
+
+    What --passes quantise is written as QuantizeLinear and DequantizeLinear.
+    """
     from dsopt import api
     from dsopt.artifact.writing import replace_file
 
     with console.bars() as progress:
         program = api.load_model(model, input, dim, trust_pickle)
-        build = api.build(program, "cpu", passes, tolerance=tolerance, seed=seed, progress=progress)
+        build = api.build(program, "cpu", passes, data, tolerance=tolerance, seed=seed, progress=progress)
     written = {output: build.artifact.files[_MODEL]}
     # The graph names the file of its weights, so that one keeps its name.
     written |= {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 
@@ -29,3 +30,28 @@ def test_an_unwritable_place_is_a_sentence(run: Run) -> None:
     Path("file").write_text("")
     assert "DS0807" in run("export", "tests.cli.models:tiny", "-o", "file/tiny.onnx", code=2).stderr
     assert Path("file").read_text() == ""
+
+
+def test_what_passes_quantise_is_written_as_integers(run: Run) -> None:
+    x = np.random.default_rng(0).standard_normal((120, 4)).astype(np.float32)
+    np.savez("d.npz", x=x)
+    run("export", "tests.cli.models:tiny", "--passes", "quantize", "--data", "d.npz", "-o", "q.onnx")
+    model = onnx.load("q.onnx")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+    stored = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        integers = stored.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and integers is not None and integers.dtype == np.int8:
+            steps = stored[node.input[1]]
+            real = next(
+                each.detach().numpy()
+                for each in Tiny(0).parameters()
+                if each.shape in {integers.shape, integers.T.shape}
+            )
+            real, steps = (real, steps[:, None]) if real.shape == integers.shape else (real.T, steps[None])
+            # without a search for the least error the steps hold the largest weight, so none is off by more than half a step
+            assert np.all(np.abs(integers * steps - real) <= steps * (0.5 + 1e-5))
+            found.append(integers.shape)
+    assert len(found) == 2
+    assert "--data" in run("export", "tests.cli.models:tiny", "--passes", "quantize", "-o", "q.onnx", code=2).stderr
