@@ -57,3 +57,20 @@ def test_the_first_layer_that_differs_is_named(run_json: Callable[..., Any], chi
     assert run_json("verify", chip, "--against", TINY, "--bisect")["agrees"]
     found = run_json("verify", chip, "--against", "tests.cli.models:other", "--bisect", code=1)
     assert found["first_difference"]["layer"] == "second"
+
+
+def test_a_quantised_chip_gives_the_bits_of_the_model_quantised_again(run: Run, run_json: Callable[..., Any]) -> None:
+    np.savez("d.npz", x=np.random.default_rng(0).standard_normal((60, 4), dtype=np.float32))
+    options = ("-t", "mcu:cortex-m4", "--dim", "batch=1", "--passes", "...,quantize", "--data", "d.npz")
+    text = run("compile", TINY, *options, "--calibration-samples", 40, "--max-drop", 20, "-o", "q").stdout
+    assert "agreement" in text  # without labels, what is judged is the class
+    assert "on 20 samples, by the generated C, built for this computer" in text
+    arguments = ("q", "--data", "d.npz", "--inputs", "d.npz", "--bisect")
+    found = run_json("verify", *arguments, "--against", TINY, "--tolerance", 0)
+    assert (found["agrees"], found["against"], found["runs"]) == (True, "the quantised program", 60)
+    assert [each["relative_error"] for each in found["layers"]] == [0] * len(found["layers"])
+    other = run_json("verify", *arguments, "--against", "tests.cli.models:other", code=1)
+    assert other["first_difference"]["layer"] == "second"
+    assert "flash bytes" in run("inspect", "q").stdout
+    run("report", "q")
+    assert "flash bytes" in Path("report.html").read_text()
