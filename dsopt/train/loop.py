@@ -87,7 +87,7 @@ class Loop:
 
     def run(self, progress: Progress) -> None:
         """Train all epochs, from a checkpoint on if there is one. Raises CheckError if the loss is no number."""
-        if iter(self.loader) is self.loader:
+        if isinstance(self.loader, Iterator):
             raise UsageError(
                 "DS0366", "the loader can be iterated only once", fix="give a list or a DataLoader, which begins again each epoch"
             )  # fmt: skip

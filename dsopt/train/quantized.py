@@ -175,6 +175,8 @@ def _prepared(
     pipeline = parse_pipeline(f"{_BEFORE},quantize-prepare{{{options}}}")
     with seeded(mixed_seed(seed, -1), loader):
         found = [to_device(_split(batch)[0], torch.device("cpu")) for batch in islice(loader, max(batches, 1))]
+    if not found:
+        raise UsageError("DS0366", "the loader gives no batch", fix="let it give (inputs, target)")
     # the program itself must be the same in all processes: grids that are no parameters are written into it
     calibration = processes.of_first([named_inputs(program, inputs) for inputs in found])
     return PassManager(pipeline).run(program, PassContext(calibration=calibration, seed=seed))

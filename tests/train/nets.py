@@ -46,8 +46,9 @@ class Pair(nn.Module):
 
 def net_program(seed: int = 0) -> Program:
     """Return the untrained network with a batch size that varies."""
-    torch.manual_seed(seed)
-    return export_module(Net().eval(), (torch.randn(2, 1, 8, 8),), {}, {"x": {0: "batch"}})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return export_module(Net().eval(), (torch.randn(2, 1, 8, 8),), {}, {"x": {0: "batch"}})
 
 
 def pair_program() -> Program:
