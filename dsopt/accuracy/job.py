@@ -23,6 +23,7 @@ from dsopt.target import Target
 
 _DSOPT = torch.ops.dsopt
 _CONVERSION = "fold-batch-norm,quantize-convert,remove-dead-code"
+_QUANTISING = ("quantize", "quantize-dynamic", "quantize-prepare")
 _CHECK_RUNS = 3
 _STATISTICS_SAMPLES = 64
 
@@ -99,9 +100,7 @@ class Job:
 
     def rewrite(self, pipeline: Sequence[Pass]) -> Rewritten:
         """Run the passes, convert what was only prepared, and let the backend lower what is quantised."""
-        first = next(
-            (n for n, each in enumerate(pipeline) if each.name in ("quantize", "quantize-prepare")), len(pipeline)
-        )
+        first = next((n for n, each in enumerate(pipeline) if each.name in _QUANTISING), len(pipeline))
         context = self.context()
         before, records = PassManager(tuple(pipeline[:first]), self.dump).run(self.program, context)
         rounded, more = (
@@ -157,7 +156,9 @@ class Job:
 
 def is_quantised(program: Program) -> bool:
     """Tell whether a program rounds values to integers or holds integer weights."""
-    rounding: set[Any] = {_DSOPT.quantize.default, _DSOPT.dequantize.default, _DSOPT.dequantize_channel.default}
+    rounding: set[Any] = {
+        _DSOPT.quantize.default, _DSOPT.dequantize.default, _DSOPT.dequantize_channel.default, _DSOPT.dynamic_linear.default,
+    }  # fmt: skip
     return any(node.target in rounding for node in program.graph.nodes)
 
 

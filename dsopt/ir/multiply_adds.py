@@ -88,7 +88,7 @@ def _einsum(node: fx.Node) -> int:
 _COUNTS: dict[str, Callable[[fx.Node], int]] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "convolution", "conv_act"], _convolution),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _convolution),
-    **dict.fromkeys(["linear", "linear_act"], _linear),
+    **dict.fromkeys(["linear", "linear_act", "dynamic_linear"], _linear),
     **dict.fromkeys(["matmul", "mm", "bmm", "mv", "dot"], _matrix_product(0)),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _matrix_product(1)),
     "scaled_dot_product_attention": _attention,

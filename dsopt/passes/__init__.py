@@ -11,6 +11,7 @@ PASSES: dict[str, str] = {
     "lower-integer": "dsopt.passes.quantize:LowerInteger",
     "quantize": "dsopt.passes.quantize:Quantize",
     "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
+    "quantize-dynamic": "dsopt.passes.quantize:QuantizeDynamic",
     "quantize-prepare": "dsopt.passes.quantize:QuantizePrepare",
     "remove-dead-code": "dsopt.passes.remove_dead_code:RemoveDeadCode",
 }

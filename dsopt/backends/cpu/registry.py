@@ -27,6 +27,7 @@ _FAMILIES = (
     "comparison",
     "convolution",
     "creation",
+    "dynamic",
     "functions",
     "indexing",
     "joining",

@@ -9,7 +9,16 @@ from torch import fx
 
 from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.emitter import Emitter
-from dsopt.backends.cpu.integers import BYTES, Integers, is_inside, kept_float, stored_integers, write, write_bias, write_folded
+from dsopt.backends.cpu.integers import (
+    BYTES,
+    Integers,
+    is_inside,
+    kept_float,
+    stored_integers,
+    write,
+    write_bias,
+    write_folded,
+)
 from dsopt.backends.cpu.ops.activation import activate
 from dsopt.backends.cpu.registry import RefusalError, converter
 
