@@ -70,7 +70,7 @@ class Observers:
         found = self._processes.lowest(torch.stack([site.seen for site in sites]))  # type: ignore[misc]
         for site, seen in zip(sites, found, strict=True):
             site.seen = None
-            site.ends = site.ends + _MOMENTUM * (seen - site.ends)
+            site.ends = torch.where(seen.isfinite(), site.ends + _MOMENTUM * (seen - site.ends), site.ends)
             _set_grid(site)
 
     def state_dict(self) -> dict[str, Tensor]:
