@@ -1,18 +1,23 @@
 """One direction of one LSTM or GRU layer whose inner values are rounded as integer code rounds them.
 
 The formats are those of `dsopt.ops.integer.recurrent`: sums of gates in 16 bits with 12 after the point, the cell of an LSTM and
-the state of a GRU in 16 bits, what goes back into the layer and out of it in 8. Inputs and weights are rounded by the
-caller, by fake_quantize or dequantize. The gradient goes straight through every rounding inside of its range.
+the state of a GRU in 16 bits, what goes back into the layer and out of it in 8; sigmoid and tanh are taken from the same tables,
+and each product is rounded where integer code shifts it. A step more or less in a state would grow from one time to the next. Inputs
+and weights are rounded by the caller, by fake_quantize or dequantize. The gradient goes straight through every rounding inside of its
+range, and is that of the functions themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsopt.ops.integer.recurrent import SIGMOID, TANH, interpolate
 from dsopt.ops.library import register_recomputed
 
 GATE_BITS = 12
@@ -31,6 +36,26 @@ def _grid(x: Tensor, scale: float, zero_point: int = 0, bits: int = 16) -> Tenso
 
 def _gate(x: Tensor) -> Tensor:
     return _grid(x, 2.0**-GATE_BITS)
+
+
+@lru_cache(maxsize=2)
+def gate_values(name: str) -> Tensor:
+    """Return what integer code takes "sigmoid" or "tanh" to be, at each sum of a gate from -8 to 8.
+
+    (65536,) int16, 15 bits after the point.
+    """
+    table = {"sigmoid": SIGMOID, "tanh": TANH}[name]
+    return torch.from_numpy(interpolate(table, np.arange(-(1 << 15), 1 << 15)).astype(np.int16))
+
+
+def _of_gate(name: str, x: Tensor) -> Tensor:
+    """Return sigmoid or tanh of numbers on the grid of gates, as the tables have them, with the gradient of the function."""
+    place = (x.detach() * (1 << GATE_BITS)).to(torch.int64) + (1 << 15)
+    real = gate_values(name).to(x.device)[place].to(x.dtype) / (1 << 15)
+    if not x.requires_grad:
+        return real
+    smooth = torch.sigmoid(x) if name == "sigmoid" else torch.tanh(x)
+    return real + (smooth - smooth.detach())
 
 
 def _walk(x: Tensor, batch_first: bool, reverse: bool, step: Callable[[Tensor], Tensor]) -> Tensor:
@@ -56,8 +81,9 @@ def fake_quantized_lstm(
         h, c = state
         sums = _gate(_gate(F.linear(value, w_ih, bias)) + _gate(F.linear(h, w_hh)))
         gate, forget, cell, output = sums.chunk(4, -1)
-        c = _grid(torch.sigmoid(forget) * c + torch.sigmoid(gate) * torch.tanh(cell), 2.0**-cell_bits)
-        h = _grid(torch.sigmoid(output) * torch.tanh(c), h_scale, h_zero, 8)
+        kept = _grid(_of_gate("sigmoid", forget) * c, 2.0**-cell_bits)
+        c = _grid(kept + _grid(_of_gate("sigmoid", gate) * _of_gate("tanh", cell), 2.0**-cell_bits), 2.0**-cell_bits)
+        h = _grid(_of_gate("sigmoid", output) * _of_gate("tanh", _gate(c)), h_scale, h_zero, 8)
         state[:] = [h, c]
         return h
 
@@ -79,8 +105,8 @@ def fake_quantized_gru(
         (h,) = state
         from_input = _gate(F.linear(value, w_ih, bias_ih)).chunk(3, -1)
         from_state = _gate(F.linear(_grid(h, h_scale, h_zero, 8), w_hh, bias_hh)).chunk(3, -1)
-        reset, update = (torch.sigmoid(_gate(a + b)) for a, b in zip(from_input[:2], from_state[:2], strict=True))
-        new = torch.tanh(_gate(from_input[2] + reset * from_state[2]))
+        reset, update = (_of_gate("sigmoid", _gate(a + b)) for a, b in zip(from_input[:2], from_state[:2], strict=True))
+        new = _of_gate("tanh", _gate(from_input[2] + reset * from_state[2]))
         h = _grid(new + update * (h - new), 2.0**-STATE_BITS)
         state[:] = [h]
         return _grid(h, h_scale, h_zero, 8)

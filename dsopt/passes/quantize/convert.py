@@ -52,6 +52,7 @@ class QuantizeConvert(Pass):
             if is_convolution(node) or node.target is _ATEN.linear.default:
                 _convert_bias(program, rewriter, node)
             elif node.target in RECURRENT:
+                _convert_bias(program, rewriter, node)
                 _mark_recurrent(rewriter, node)
         rewriter.erase_dead()
 
@@ -170,26 +171,40 @@ def _input_step(node: fx.Node) -> float | None:
 
 
 def _convert_bias(program: Program, rewriter: Rewriter, node: fx.Node) -> None:
-    bias, step = _bias(program, node), _input_step(node)
-    weight: Any = node.args[1]
-    if bias is None or step is None or weight.target is not _DSOPT.dequantize_channel.default:
-        return
+    for source, weight, step in _biased(node):
+        bias = program.weight(source)
+        if source is None or bias is None or step is None or weight.target is not _DSOPT.dequantize_channel.default:
+            continue
+        unit = _bias_unit(program, weight, step, bias)
+        integers = torch.round(bias.detach().double() / unit.double())
+        name = program.weight_name(source)
+        stored = integers.clamp(1 - (1 << 31), (1 << 31) - 1).to(torch.int32)
+        values = rewriter.add_weight(f"{name}.int32", stored, "constant")
+        kept = rewriter.add_weight(f"{name}.scale", unit, "constant")
+        made = rewriter.call(_DSOPT.dequantize_channel.default, values, kept, None, 0, 0, 32, like=node)
+        node.replace_input_with(source, made)
+        rewriter.changes.append(f"%{node.name} bias -> int32")
+
+
+def _biased(node: fx.Node) -> list[tuple[fx.Node | None, fx.Node, float | None]]:
+    """Return (bias, the weight whose products it is added to, the scale of what that is multiplied with)."""
+    args: Any = node.args
+    if node.target is _DSOPT.fake_quantized_lstm.default:
+        return [(args[5], args[3], _input_step(node))]
+    if node.target is _DSOPT.fake_quantized_gru.default:
+        return [(args[4], args[2], _input_step(node)), (args[5], args[3], float(args[6]))]
+    return [(_bias_node(node), args[1], _input_step(node))]
+
+
+def _bias_unit(program: Program, weight: fx.Node, step: float, bias: Tensor) -> Tensor:
+    """Return the step of each element of a bias: that of the products."""
     _, scale_node, _, _, group, _ = weight.args
     scale = program.weight(scale_node)
     assert scale is not None
     per_channel = scale.amax(-1) / GROUP_LEVELS if group else scale.expand(bias.shape[0]) if scale.dim() == 0 else scale
     if per_channel.shape != bias.shape:  # the groups of a transposed convolution share the scales of a channel
         per_channel = per_channel.repeat(bias.shape[0] // per_channel.shape[0])
-    unit = (per_channel.double() * step).float()
-    integers = torch.round(bias.detach().double() / unit.double()).clamp(1 - (1 << 31), (1 << 31) - 1).to(torch.int32)
-    source = _bias_node(node)
-    assert source is not None
-    name = program.weight_name(source)
-    stored = rewriter.add_weight(f"{name}.int32", integers, "constant")
-    kept = rewriter.add_weight(f"{name}.scale", unit, "constant")
-    made = rewriter.call(_DSOPT.dequantize_channel.default, stored, kept, None, 0, 0, 32, like=node)
-    node.replace_input_with(source, made)
-    rewriter.changes.append(f"%{node.name} bias -> int32")
+    return (per_channel.double() * step).float()
 
 
 # ---- batch norm on its own ----

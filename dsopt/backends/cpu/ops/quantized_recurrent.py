@@ -1,6 +1,7 @@
 """LSTM and GRU whose inner values are rounded: a Scan over time, with the roundings of `dsopt.ops.recurrent` in its body.
 
-The product with the input is computed for the whole sequence before the Scan. States are floats on their grids.
+The product with the input is computed for the whole sequence before the Scan. States are floats on their grids. Sigmoid and tanh are
+looked up in tables of what they are in integer code, because a difference would grow from one time to the next.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch import fx
 from dsopt.backends.cpu.builder import Body, Value
 from dsopt.backends.cpu.emitter import Emitter
 from dsopt.backends.cpu.integers import is_inside, stored_integers, write, write_folded
-from dsopt.backends.cpu.ops.quantization import round_trip
+from dsopt.backends.cpu.ops.quantization import real, round_trip, rounded
 from dsopt.backends.cpu.registry import converter
-from dsopt.ops.recurrent import GATE_BITS, STATE_BITS
+from dsopt.ops.recurrent import GATE_BITS, STATE_BITS, gate_values
 
 Step = Callable[[Value, Sequence[Value]], tuple[Value, Sequence[Value]]]
 """(sums from the input, states) -> (output, next states), written into the body."""
@@ -38,11 +39,12 @@ def convert_lstm(
 
     def step(from_input: Value, states: Sequence[Value]) -> tuple[Value, Sequence[Value]]:
         h, c = states
-        total = _gate(cx, cx.op("Add", from_input, _gate(cx, cx.op("MatMul", h, recurrence))))
+        total = cx.op("Add", from_input, _gate(cx, cx.op("MatMul", h, recurrence)))
         gate, forget, cell, output = _split(cx, total, hidden, 4)
-        kept = cx.op("Mul", cx.op("Sigmoid", forget), c)
-        c = to_cell(cx.op("Add", kept, cx.op("Mul", cx.op("Sigmoid", gate), cx.op("Tanh", cell))))
-        h = to_hidden(cx.op("Mul", cx.op("Sigmoid", output), cx.op("Tanh", c)))
+        kept = to_cell(cx.op("Mul", _of_gate(cx, "sigmoid", forget), c))
+        added = to_cell(cx.op("Mul", _of_gate(cx, "sigmoid", gate), _of_gate(cx, "tanh", cell)))
+        c = to_cell(cx.op("Add", kept, added))
+        h = to_hidden(cx.op("Mul", _of_gate(cx, "sigmoid", output), _of_gate(cx, "tanh", c)))
         return h, [h, c]
 
     return _scan(cx, sums, [to_hidden(cx.value(h0)), to_cell(cx.value(c0))], step, batch_first, reverse)
@@ -66,10 +68,8 @@ def convert_gru(
         product = cx.op("MatMul", to_output(h), recurrence)
         from_state = _gate(cx, product if bias is None else cx.op("Add", product, bias))
         ours, others = _split(cx, from_input, hidden, 3), _split(cx, from_state, hidden, 3)
-        reset, update = (
-            cx.op("Sigmoid", _gate(cx, cx.op("Add", a, b))) for a, b in zip(ours[:2], others[:2], strict=True)
-        )
-        new = cx.op("Tanh", _gate(cx, cx.op("Add", ours[2], cx.op("Mul", reset, others[2]))))
+        reset, update = (_of_gate(cx, "sigmoid", cx.op("Add", a, b)) for a, b in zip(ours[:2], others[:2], strict=True))
+        new = _of_gate(cx, "tanh", cx.op("Add", ours[2], cx.op("Mul", reset, others[2])))
         h = _grid16(cx, cx.op("Add", new, cx.op("Mul", update, cx.op("Sub", h, new))), STATE_BITS)
         return to_output(h), [h]
 
@@ -114,6 +114,16 @@ def _turned(cx: Emitter, weight: fx.Node, is_taken: bool) -> Value:
 
 def _gate(cx: Emitter, value: Value) -> Value:
     return _grid16(cx, value, GATE_BITS)
+
+
+def _of_gate(cx: Emitter, name: str, value: Value) -> Value:
+    """Return sigmoid or tanh of a value that is rounded to the grid of gates."""
+    half = 1 << 15
+    place = rounded(cx, value, 2.0**-GATE_BITS, 0, -half, half - 1, torch.int16)
+    # Gather counts negative places from the end
+    table = cx.derive(f"{name}.values", gate_values(name).roll(half))
+    found = cx.op("Gather", table, cx.cast(place, torch.int32), dtype=torch.int16)
+    return real(cx, found, torch.tensor(2.0**-15), torch.tensor(0))
 
 
 def _grid16(cx: Emitter, value: Value, fraction_bits: int) -> Value:
