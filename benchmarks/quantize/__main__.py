@@ -35,6 +35,11 @@ from benchmarks.quantize.subjects import SUBJECTS, WITHOUT_ASSETS
 
 METHODS = ("ptq", "qat")
 BITS = ("8", "4")
+DETAILS = (
+    "metric", "drop_unit", "simulation_lsb_difference", "onnxruntime_lsb_difference", "layers", "onnxruntime_layers",
+    "onnxruntime_disagreements", "training_cpu_seconds",
+)  # fmt: skip
+"""What stands in the JSON document only, so that a line of the table fits a screen."""
 LARGE = ("kws", "ic")
 """Not trained in a quick run."""
 
@@ -68,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += rows_of(name, subject, kinds, [int(each) for each in bits], seeds)
     if not chosen.no_times:
         rows += time_rows()
-    report("quantize", rows, as_json=chosen.json)
+    shown = rows if chosen.json else [{key: row[key] for key in row if key not in DETAILS} for row in rows]
+    report("quantize", shown, as_json=chosen.json)
 
 
 def _listed(
