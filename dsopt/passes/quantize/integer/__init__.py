@@ -39,6 +39,8 @@ from dsopt.passes.quantize.semantics import RECURRENT, clamp_bounds, kind_of
 _DSOPT = torch.ops.dsopt
 _ATEN = torch.ops.aten
 
+_QUANTISED = (_DSOPT.quantize.default, _DSOPT.dequantize_channel.default)
+
 _LOWERINGS: dict[str, Callable[[Lowering, fx.Node, Output], fx.Node]] = {
     "convolution": lower_convolution,
     "linear": lower_linear,
@@ -67,7 +69,7 @@ class LowerInteger(Pass):
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
         """Walk the graph once; each rounding that is met takes in what is before it."""
-        if not any(node.target is _DSOPT.quantize.default for node in program.graph.nodes):
+        if not any(node.target in _QUANTISED for node in program.graph.nodes):
             return
         split_activations(rewriter)
         make_signed(program, rewriter)
