@@ -16,6 +16,8 @@ _SHIFT = 128
 def make_signed(program: Program, rewriter: Rewriter) -> None:
     """Rewrite every uint8 that is only quantized or stored and dequantized again."""
     for node in list(program.graph.nodes):
+        if not node.users:  # the dequantize of a rounding that was rewritten
+            continue
         if node.target is _DSOPT.quantize.default and program.dtype(node) == torch.uint8:
             _shift_rounding(rewriter, node)
         elif node.target in (_DSOPT.dequantize.default, _DSOPT.dequantize_channel.default):
