@@ -117,7 +117,7 @@ def test_where_inputs_go_together_choices_make_up_for_each_other() -> None:
     _, chosen, _ = passed(model, x, ",adaptive-rounding,bias-correction")
     wanted = program.run(x)[0]
     near, ours = (float((each.trace(x)[layers(each)[-1]] - wanted).square().mean()) for each in (nearest, chosen))
-    assert ours < near / 4
+    assert ours < near / 2
 
 
 @pytest.mark.parametrize("bias", [True, False])
