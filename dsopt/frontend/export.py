@@ -14,6 +14,7 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 
 from dsopt.errors import CaptureError, DsoptError, UsageError
+from dsopt.frontend.quantized import adopt_quantisation
 from dsopt.ir import Program
 from dsopt.ir.build import from_exported
 from dsopt.ir.torch_private import guards_name_model_lines, quiet_torch, recurrent_shape_rules
@@ -63,6 +64,7 @@ def finish(
     with quiet_torch():
         program = from_exported(exported, dim_names)
         _refuse_devices(program)
+        adopt_quantisation(program)
         program.verify()
     return program
 

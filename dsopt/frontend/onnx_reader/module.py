@@ -136,7 +136,7 @@ def name_layers(graph: Graph, constants: Mapping[str, Constant]) -> Graph:
 
 def _owner(node: Node, constants: Mapping[str, Constant]) -> str:
     """Return the dotted name before ".weight" of a stored tensor that the node reads, "" if there is none."""
-    for name in node.inputs[1:]:
+    for name in node.inputs[:1] if node.op == "DequantizeLinear" else node.inputs[1:]:
         constant = constants.get(name)
         if constant is not None and "." in constant.path and not is_generated(constant.path):
             return qualified(constant.path.rpartition(".")[0])

@@ -14,7 +14,7 @@ from dsopt.frontend.onnx_reader.file import opsets
 from dsopt.frontend.onnx_reader.graph import Graph, Node, Port
 from dsopt.frontend.onnx_reader.names import layer_path
 from dsopt.frontend.onnx_reader.problems import UnsupportedFormError, inconsistent, too_large
-from dsopt.frontend.onnx_reader.tensors import DTYPES, read_tensor
+from dsopt.frontend.onnx_reader.tensors import DTYPES, HALVES, read_tensor
 from dsopt.frontend.onnx_reader.values import Constant, shortest
 
 if TYPE_CHECKING:
@@ -102,6 +102,10 @@ class Parser:
         ports = [self._port(item, scope.define(item.name, where)) for item in proto.input if item.name not in scope.own]
         nodes = self._nodes(proto.node, scope, imports, depth, bound, "")
         outputs = tuple(self._port(item, scope.resolve(item.name, where)) for item in proto.output)
+        halves = {scope.own[item.name] for item in proto.initializer if item.data_type in HALVES}
+        for node in nodes:
+            if node.op == "QuantizeLinear" and halves.intersection(node.inputs):
+                self.refused.append((node.where, "rounding to 4 bits at run time", "int8, uint8 or int16"))
         return Graph(_sorted(nodes, where), tuple(ports), outputs, constants)
 
     def main(self, proto: onnx.GraphProto) -> Graph:

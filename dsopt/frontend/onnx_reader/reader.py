@@ -17,6 +17,8 @@ from dsopt.frontend.onnx_reader.file import load_proto
 from dsopt.frontend.onnx_reader.fold import fold
 from dsopt.frontend.onnx_reader.graph import Graph
 from dsopt.frontend.onnx_reader.lower import lower
+from dsopt.frontend.onnx_reader.lower_activations import lower_activations
+from dsopt.frontend.onnx_reader.lower_dequantized import lower_dequantized
 from dsopt.frontend.onnx_reader.lower_recurrent import lower_recurrent
 from dsopt.frontend.onnx_reader.module import OnnxModule, make_module, name_layers
 from dsopt.frontend.onnx_reader.parse import parse
@@ -59,6 +61,7 @@ def read_onnx(source: str | Path | bytes) -> OnnxModel:
         check_operators(graph, refused, label)
     graph, constants, transposed = fold(graph)
     check_operators(graph, refused, label)
+    graph = lower_activations(lower_dequantized(graph, constants))
     graph = name_layers(lower_recurrent(lower(graph, constants, transposed), constants), constants)
     module = make_module(graph, constants)
     dims = read_dims(graph.inputs, module.input_names)

@@ -39,6 +39,9 @@ DTYPES: dict[int, torch.dtype] = {
 }
 """Element types that torch has, by their number in ONNX."""
 
+HALVES: dict[int, torch.dtype] = {TensorProto.UINT4: torch.uint8, TensorProto.INT4: torch.int8}
+"""Element types of 4 bits, two to a byte, and what holds them here."""
+
 _TYPED_FIELDS = {
     torch.float32: "float_data",
     torch.complex64: "float_data",
@@ -65,8 +68,10 @@ def read_tensor(proto: onnx.TensorProto, external: ExternalData, name: str) -> T
     shape = tuple(int(size) for size in proto.dims)
     if any(size < 0 for size in shape):
         raise bad_tensor(f"tensor {name!r} has shape {list(shape)}")
-    dtype = torch_dtype(proto.data_type, f"tensor {name!r}")
     count = math.prod(shape)
+    if proto.data_type in HALVES:
+        return _from_halves(proto, external, shape, count, name)
+    dtype = torch_dtype(proto.data_type, f"tensor {name!r}")
     byte_count = count * dtype.itemsize
     if byte_count > MAX_TENSOR_BYTES:
         raise too_large(f"tensor {name!r} of shape {list(shape)} would take {byte_count:,} bytes")
@@ -86,6 +91,23 @@ def read_tensor(proto: onnx.TensorProto, external: ExternalData, name: str) -> T
     if dtype == torch.bool:  # any other byte would be a bool that is neither
         return torch.frombuffer(buffer, dtype=torch.uint8).ne(0).reshape(shape)
     return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def _from_halves(
+    proto: onnx.TensorProto, external: ExternalData, shape: tuple[int, ...], count: int, name: str
+) -> Tensor:
+    """Return 4-bit integers, of which the first of a byte is in its low half."""
+    if count > MAX_TENSOR_BYTES:
+        raise too_large(f"tensor {name!r} of shape {list(shape)} would take {count:,} bytes")
+    packed = onnx.TensorProto()
+    packed.CopyFrom(proto)
+    packed.data_type = TensorProto.UINT8
+    packed.dims[:] = [(count + 1) // 2]
+    pairs = read_tensor(packed, external, name)
+    halves = torch.stack([pairs & 15, pairs >> 4], -1).reshape(-1)[:count].reshape(shape)
+    if proto.data_type == TensorProto.UINT4:
+        return halves
+    return ((halves.to(torch.int8) ^ 8) - 8).contiguous()  # the fourth bit is the sign
 
 
 def _from_typed_field(

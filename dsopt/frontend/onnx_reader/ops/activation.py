@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsopt.frontend.onnx_reader.call import Call, axis_in, to_type
+from dsopt.frontend.onnx_reader.lower_activations import SILU
 from dsopt.frontend.onnx_reader.registry import operator, register_all
 
 SELU_ALPHA, SELU_GAMMA = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
@@ -20,6 +21,7 @@ register_all(
         ("Tanh", lambda call: torch.tanh(call.tensor(0))),
         ("Softplus", lambda call: F.softplus(call.tensor(0))),
         ("Softsign", lambda call: F.softsign(call.tensor(0))),
+        (SILU, lambda call: F.silu(call.tensor(0))),
         ("HardSwish", lambda call: F.hardswish(call.tensor(0))),
         ("Mish", lambda call: F.mish(call.tensor(0))),
         ("LeakyRelu", lambda call: F.leaky_relu(call.tensor(0), call.real("alpha", 0.01))),
