@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from dsopt.accuracy.samples import Samples
 from dsopt.accuracy.statistics import ValueStatistics, quantization_statistics
@@ -17,7 +18,7 @@ from dsopt.artifact import Artifact
 from dsopt.backends.base import Backend, EmitOptions, refuse
 from dsopt.backends.check import Agreement, check_against
 from dsopt.feeds import Feed
-from dsopt.ir import Program
+from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext, PassManager, PassRecord, load_pass, parse_pipeline
 from dsopt.target import Target
 
@@ -129,10 +130,12 @@ class Job:
         artifact = self.backend.emit(done.program, self.target, self.options)
         self.options.progress(0, 1, "check")
         reference = done.program if done.is_quantised else self.program
-        has_integers = done.program is not done.rounded
+        twin = None
+        if done.is_quantised and done.program is done.rounded:  # no integers of ours, so the runtime rounds
+            twin = _unrounded(done.before) if is_quantised(done.before) else done.before
         agreement = check_against(
             artifact, reference, self.backend, self._check_feeds(), seed=self.options.seed, tolerance=self.tolerance,
-            rewritten=done.program, float_twin=done.before if done.is_quantised and not has_integers else None,
+            rewritten=done.program, float_twin=twin,
         )  # fmt: skip
         self.options.progress(1, 1, "check")
         statistics = self._statistics(done) if done.is_quantised else ()
@@ -160,6 +163,17 @@ def is_quantised(program: Program) -> bool:
         _DSOPT.quantize.default, _DSOPT.dequantize.default, _DSOPT.dequantize_channel.default, _DSOPT.dynamic_linear.default,
     }  # fmt: skip
     return any(node.target in rounding for node in program.graph.nodes)
+
+
+def _unrounded(program: Program) -> Program:
+    """Return a program that came quantised without the rounding of its activations."""
+    twin = program.clone()
+    rewriter = Rewriter(twin)
+    for node in list(twin.graph.nodes):
+        integers: Any = node.args[0] if node.target is _DSOPT.dequantize.default else None
+        if isinstance(integers, fx.Node) and integers.target is _DSOPT.quantize.default:
+            rewriter.replace(node, integers.args[0])  # type: ignore[arg-type]
+    return twin
 
 
 def prepared_twin(pass_: Pass) -> Pass:
