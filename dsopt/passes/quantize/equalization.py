@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.quantize.layer import Layer, layer_of
+from dsopt.passes.quantize.pairs import Pair, find_pairs
 
-_ATEN = torch.ops.aten
 _DSOPT = torch.ops.dsopt
+_ROUNDINGS = {_DSOPT.fake_quantize.default, _DSOPT.quantize.default, _DSOPT.dequantize_channel.default}
 
-_HOMOGENEOUS = {
-    _ATEN.relu.default, _ATEN.leaky_relu.default, _ATEN.dropout.default, _ATEN.max_pool1d.default, _ATEN.max_pool2d.default,
-    _ATEN.avg_pool1d.default, _ATEN.avg_pool2d.default, _ATEN.adaptive_avg_pool1d.default, _ATEN.adaptive_avg_pool2d.default,
-}  # fmt: skip
-"""f(s x) = s f(x) for each s > 0, channel by channel."""
-
-_VIEWS = {
-    _ATEN.reshape.default, _ATEN.view.default, _ATEN.flatten.using_ints, _ATEN.squeeze.dim, _ATEN.squeeze.dims,
-}  # fmt: skip
 _SWEEPS, _ENOUGH = 20, 1e-3
 _MOST = 1e4
 """The largest factor of a channel in one sweep."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two layers between which nothing but homogeneous functions stand, so that a factor may move from one to the other."""
-
-    first: Layer
-    second: Layer
 
 
 @dataclass(frozen=True)
@@ -51,7 +34,12 @@ class CrossLayerEqualization(Pass):
     name: ClassVar[str] = "cross-layer-equalization"
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
-        """Find the pairs, and equalise them over and over."""
+        """Find the pairs, and equalise them over and over. Raises UsageError for a program whose values are rounded already."""
+        if any(node.target in _ROUNDINGS for node in program.graph.nodes):
+            raise UsageError(
+                "DS0333", "values of the program are rounded already, to steps that no factor may change",
+                fix="run cross-layer-equalization before quantize-prepare",
+            )  # fmt: skip
         pairs = find_pairs(program, rewriter)
         if not pairs:
             return
@@ -76,83 +64,18 @@ class CrossLayerEqualization(Pass):
             )
 
 
-def find_pairs(program: Program, rewriter: Rewriter) -> list[Pair]:
-    """Return the pairs in the order of the graph; says of a layer with one successor why it is none."""
-    layers = {node: layer for node in program.graph.nodes if (layer := layer_of(program, node)) is not None}
-    readers: Counter[fx.Node] = Counter()
-    for layer in layers.values():
-        readers.update(each for each in (layer.weight, layer.bias) if each is not None)
-    pairs = []
-    for node, layer in layers.items():
-        second = _next(node, layers)
-        if second is None:
-            continue
-        why = _refusal(program, layer, second, readers)
-        if why:
-            rewriter.skip(node, why)
-        else:
-            pairs.append(Pair(layer, second))
-    return pairs
-
-
-def _next(node: fx.Node, layers: dict[fx.Node, Layer]) -> Layer | None:
-    """Return the layer that alone reads a result, behind homogeneous functions at most."""
-    if not _is_homogeneous_ending(node):
-        return None
-    value = node
-    while len(value.users) == 1:
-        (user,) = value.users
-        layer = layers.get(user)
-        if layer is not None:
-            return layer if layer.x is value and layer.node.args.count(value) == 1 else None
-        if user.op != "call_function" or user.args[0] is not value or not _passes_on(user):
-            return None
-        value = user
-    return None
-
-
-def _is_homogeneous_ending(node: fx.Node) -> bool:
-    arguments: tuple[Any, ...] = node.args
-    places: dict[Any, int] = {_DSOPT.conv_act.default: 9, _DSOPT.linear_act.default: 3}
-    place = places.get(node.target)
-    return place is None or arguments[place] in ("relu", "leaky_relu")
-
-
-def _passes_on(node: fx.Node) -> bool:
-    """Tell whether a node scales with its first argument and leaves channels where they are."""
-    if node.target in _HOMOGENEOUS:
-        return True
-    arguments: tuple[Any, ...] = node.args
-    before, after = (getattr(each.meta["val"], "shape", ()) for each in (arguments[0], node))
-    if node.target is _ATEN.mean.dim:
-        return bool(arguments[1]) and all(int(dim) % len(before) > 1 for dim in arguments[1])
-    if node.target in _VIEWS:  # (B, C, 1, 1) as (B, C)
-        return tuple(before[:2]) == tuple(after[:2]) and all(size == 1 for size in (*before[2:], *after[2:]))
-    return False
-
-
-def _refusal(program: Program, first: Layer, second: Layer, readers: Counter[fx.Node]) -> str:
-    stored = [first.weight, second.weight, *([] if first.bias is None else [first.bias])]
-    if any(program.weight(each) is None for each in stored):
-        return "a weight of the two layers is computed, or rounded already"
-    if any(readers[each] > 1 or len(each.users) > 1 for each in stored):
-        return "a weight of the two layers is read by another layer too"
-    outputs = first.output_ranges(_stored(program, first.weight))
-    if len(outputs) != len(second.input_ranges(_stored(program, second.weight))):
-        return "its channels are not those of the layer that reads it"
-    return ""
-
-
 def _equalise(program: Program, pair: Pair, values: dict[str, Tensor]) -> Tensor:
+    """Move what evens the two ranges of each channel, but where one of them is 0 or infinite."""
     first, second = _name(program, pair.first.weight), _name(program, pair.second.weight)
-    outputs, inputs = pair.first.output_ranges(values[first]), pair.second.input_ranges(values[second])
-    is_alive = (outputs > 0) & (inputs > 0)
+    outputs = pair.first.output_ranges(values[first])
+    inputs = pair.second.input_ranges(values[second]).reshape(-1, pair.repeat).amax(1)
+    is_alive = (outputs > 0) & (inputs > 0) & outputs.isfinite() & inputs.isfinite()
     factor = torch.where(is_alive, (outputs / inputs.clamp(min=1e-300)).sqrt(), 1.0).clamp(1 / _MOST, _MOST)
     values[first] = pair.first.scale_outputs(values[first], 1 / factor)
     if pair.first.bias is not None:
         bias = _name(program, pair.first.bias)
         values[bias] = values[bias] / factor
-    values[second] = pair.second.scale_inputs(values[second], factor)
+    values[second] = pair.second.scale_inputs(values[second], factor.repeat_interleave(pair.repeat))
     return factor
 
 

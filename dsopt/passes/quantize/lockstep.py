@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dsopt.errors import PassError, UsageError
+from dsopt.errors import UsageError
 from dsopt.ir import Program
 from dsopt.ir.interpret import argument_values
 from dsopt.passes.base import PassContext
@@ -142,7 +142,7 @@ def refuse_unprepared(program: Program, context: PassContext, name: str) -> None
             fix="give inputs that are typical of use: --data calib.npz, or PassContext(calibration=...)",
         )  # fmt: skip
     if not any(node.target is _FAKE for node in program.graph.nodes):
-        raise PassError(
+        raise UsageError(
             "DS0331", "no value of the program is rounded",
             fix=f"run quantize-prepare before {name}, and quantize-convert after it",
         )  # fmt: skip

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dsopt import PassManager, PassRecord, Program, capture, parse_pipeline
+from dsopt import PassContext, PassManager, PassRecord, Program, capture, parse_pipeline
+from dsopt.errors import UsageError
 
 
 def equalised(model: nn.Module, x: Tensor, before: str = "") -> tuple[Program, Program, PassRecord]:
@@ -56,8 +57,10 @@ def chains(draw: st.DrawFn) -> nn.Module:
             "relu": nn.ReLU(), "leaky": nn.LeakyReLU(0.1), "max": nn.MaxPool2d(2, 1), "average": nn.AvgPool2d(3, 1, 1), "relu6": nn.ReLU6(),
         }  # fmt: skip
         parts += [layers[between]] if between in layers else []
+        parts += [nn.ZeroPad2d((0, 1, 1, 0))] if draw(st.booleans()) else []
         channels = after
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3))
+    side = draw(st.sampled_from([1, 2]))
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(channels * side**2, 3))
 
 
 @given(chains(), st.integers(0, 999), st.sampled_from(["", "fuse-activation,"]))
@@ -76,6 +79,85 @@ def test_channels_have_the_same_range_on_both_sides() -> None:
     for first, second in itertools.pairwise(weights):
         torch.testing.assert_close(first.abs().amax(1), second.abs().amax(0), rtol=2e-3, atol=0)
     assert len(record.changes) == 2
+
+
+def test_a_channel_that_is_spread_over_inputs_moves_as_one() -> None:
+    model = uneven(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3)), 4)
+    _, changed, record = equalised(model, torch.randn(2, 2, 5, 5, dtype=torch.float64))
+    first, second = changed.weights["0.weight"], changed.weights["3.weight"]
+    torch.testing.assert_close(
+        first.abs().amax((1, 2, 3)), second.abs().reshape(3, 4, 9).amax((0, 2)), rtol=2e-3, atol=0
+    )
+    assert len(record.changes) == 1
+
+
+class Crossed(nn.Module):
+    """Layers of which the second adds up along another axis than the one that the channels of the first are on."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.line, self.other = kind, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.conv = nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        """Map (B, 4, 4)."""
+        if self.kind == "conv, linear":
+            return self.line(F.relu(self.conv(x)))
+        if self.kind == "linear, conv":
+            return self.conv(F.relu(self.line(x)))
+        if self.kind == "linear, pool, linear":
+            return self.other(F.avg_pool1d(self.line(x), 3, 1, 1))
+        if self.kind == "linear, mean, linear":
+            return self.other(self.line(x).mean(2))
+        if self.kind == "linear, pad, linear":
+            return self.other(F.pad(self.line(x)[..., :3], (1, 0)))
+        if self.kind == "conv, ones, conv":
+            return self.conv(F.pad(self.conv(x), (1, 0), value=1.0))
+        return self.other(self.line(x).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["conv, linear", "linear, conv", "linear, pool, linear", "linear, mean, linear", "linear, pad, linear", "conv, ones, conv", "turned"],
+)  # fmt: skip
+def test_channels_on_another_axis_are_left_alone(kind: str) -> None:
+    x = torch.randn(3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    program, changed, record = equalised(uneven(Crossed(kind), 5), x)
+    assert torch.equal(changed.run(x)[0], program.run(x)[0])
+    assert not record.changes
+
+
+def test_a_batch_norm_between_layers_has_to_be_folded_first() -> None:
+    model = uneven(nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)), 6)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    _, _, record = equalised(model, x)
+    assert [skip for skip in record.skips if "a batch norm follows it: run fold-batch-norm first" in skip]
+    program, changed, record = equalised(model, x, "fold-batch-norm,")
+    assert len(record.changes) == 1
+    torch.testing.assert_close(changed.run(x)[0], program.run(x)[0], rtol=1e-10, atol=1e-10)
+
+
+def test_twice_is_once_and_sizes_may_vary() -> None:
+    model = uneven(
+        nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.AvgPool1d(3, 1, 1), nn.Conv1d(5, 4, 3, padding=1)), 7
+    )
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    program = capture(model.eval(), (x,), {"input": {0: "batch", 2: "length"}})
+    once, (record,) = PassManager(parse_pipeline("cross-layer-equalization")).run(program)
+    twice, _ = PassManager(parse_pipeline("cross-layer-equalization")).run(once)
+    assert len(record.changes) == 1
+    for name, value in once.weights.items():
+        torch.testing.assert_close(twice.weights[name], value, rtol=1e-12, atol=0)
+    longer = torch.randn(5, 3, 31, dtype=torch.float64)
+    torch.testing.assert_close(once.run(longer)[0], program.run(longer)[0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_prepared_program_is_refused() -> None:
+    x = torch.randn(8, 5)
+    program = capture(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), (x,))
+    passes = parse_pipeline("canonicalize,quantize-prepare,cross-layer-equalization")
+    with pytest.raises(UsageError, match=r"DS0333.*rounded already"):
+        PassManager(passes).run(program, PassContext(calibration=[{"input": x}]))
 
 
 def test_dead_channels_stay_as_they_are() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsopt import PassContext, PassManager, PassRecord, Program, capture, parse_pipeline
-from dsopt.errors import PassError, UsageError
+from dsopt.errors import UsageError
 
 FAKE = torch.ops.dsopt.fake_quantize.default
 DEQUANTIZE = torch.ops.dsopt.dequantize_channel.default
@@ -187,7 +187,7 @@ def test_what_cannot_be_compared_is_refused(name: str) -> None:
     x = images()
     program = capture(net(), (x[:2],), {"input": {0: "batch"}})
     context = PassContext(calibration=[{"input": x}])
-    with pytest.raises(PassError, match="no value of the program is rounded"):
+    with pytest.raises(UsageError, match="DS0331: no value of the program is rounded"):
         PassManager(parse_pipeline(name)).run(program, context)
     prepared, _ = PassManager(parse_pipeline("quantize-prepare")).run(program, context)
     with pytest.raises(UsageError, match="needs calibration data"):
