@@ -13,7 +13,8 @@ onnxruntime_disagreements    the same of C and ONNX Runtime
 cpu_seconds                  of quantize-prepare, calibration with 100 samples included, and quantize-convert
 training_cpu_seconds         of training with quantisation, one seed
 
-ptq is calibrated on 100 samples, which are not judged on. qat starts from the same float network; ic is trained on CIFAR-10 as JPEG,
+ptq is calibrated on 100 samples, which are not judged on; ptq+ also equalises channels, chooses roundings and corrects biases by them
+(cross-layer-equalization, adaptive-rounding, bias-correction). qat starts from the same float network; ic is trained on CIFAR-10 as JPEG,
 to give what the float network gives. kws has no training data here: its rows of qat are a note that says so.
 
 DIR holds models/ and data/ of models/trained.py, data/sst2 (see models/sentiment.py), data/cmapss (see models/turbofan.py), and
@@ -33,7 +34,7 @@ from benchmarks.quantize.rows import rows_of
 from benchmarks.quantize.speed import time_rows
 from benchmarks.quantize.subjects import SUBJECTS, WITHOUT_ASSETS
 
-METHODS = ("ptq", "qat")
+METHODS = ("ptq", "ptq+", "qat")
 BITS = ("8", "4")
 DETAILS = (
     "metric", "drop_unit", "simulation_lsb_difference", "onnxruntime_lsb_difference", "layers", "onnxruntime_layers",
@@ -47,7 +48,7 @@ LARGE = ("kws", "ic")
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--models", default=",".join(SUBJECTS), metavar="ID,...", help=f"of {', '.join(SUBJECTS)}")
-    options.add_argument("--methods", default=",".join(METHODS), metavar="M,...", help="of ptq, qat")
+    options.add_argument("--methods", default=",".join(METHODS), metavar="M,...", help="of ptq, ptq+, qat")
     options.add_argument("--bits", default=",".join(BITS), metavar="B,...", help="of the weights: 8, 4")
     options.add_argument("--seeds", type=int, default=5, help="trainings with quantisation; ic has one")
     options.add_argument("--no-times", action="store_true", help="leave out how long quantising takes")
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         progress(f"{name}: reading")
         subject = SUBJECTS[name](chosen.assets, chosen.quick)
-        kinds = [each for each in methods if not (chosen.quick and name in LARGE and each == "qat")]
+        kinds = [each for each in methods if not (chosen.quick and name in LARGE and each != "ptq")]
         seeds = 1 if chosen.quick or name in LARGE else chosen.seeds
         rows += rows_of(name, subject, kinds, [int(each) for each in bits], seeds)
     if not chosen.no_times:

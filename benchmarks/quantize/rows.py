@@ -27,13 +27,20 @@ LAYER_SAMPLES = 16
 """On which layers are compared; the oracle is slow."""
 
 
-def calibrated(program: Program, calibration: Tensor, bits: int) -> tuple[Program, float]:
+CALIBRATED = {
+    "ptq": "quantize{{weights={}}}",
+    "ptq+": "cross-layer-equalization,quantize-prepare{{weights={}}},adaptive-rounding,bias-correction,quantize-convert",
+}
+"""The passes of what needs no training, by method."""
+
+
+def calibrated(program: Program, calibration: Tensor, bits: int, method: str = "ptq") -> tuple[Program, float]:
     """Quantise without training; returns CPU seconds of preparing, with calibration, and converting."""
     float_program, _ = PassManager(parse_pipeline(PREPARATION)).run(program)
     (spec,) = program.signature.inputs
     context = PassContext(calibration=({spec.name: calibration},))
     start = time.process_time()
-    rounded, _ = PassManager(parse_pipeline(f"quantize{{weights={bits}}}")).run(float_program, context)
+    rounded, _ = PassManager(parse_pipeline(CALIBRATED[method].format(bits))).run(float_program, context)
     return rounded, time.process_time() - start
 
 
@@ -44,6 +51,9 @@ def rows_of(name: str, subject: Subject, methods: Sequence[str], bits: Sequence[
         rounded, seconds = calibrated(subject.program, subject.calibration, each)
         if "ptq" in methods:
             yield from _judged(name, "ptq", each, subject, [rounded], seconds, 0.0)
+        if "ptq+" in methods:
+            chosen, longer = calibrated(subject.program, subject.calibration, each, "ptq+")
+            yield from _judged(name, "ptq+", each, subject, [chosen], longer, 0.0)
         if "qat" not in methods:
             continue
         if subject.train is None:

@@ -102,7 +102,7 @@ def test_answers_differ_by_class_or_by_more_than_a_step() -> None:
     ("arguments", "answer"),
     [
         (["--models", "resnet99"], "--models has no 'resnet99'; known: kws, ic, digits"),
-        (["--methods", "magic"], "--methods has no 'magic'; known: ptq, qat"),
+        (["--methods", "magic"], "--methods has no 'magic'; known: ptq, ptq+, qat"),
         (["--bits", "3"], "--bits has no '3'; known: 8, 4"),
         (["--seeds", "0"], "--seeds is 0 and must be at least 1"),
         (["--models", "kws,digits"], "kws need --assets DIR"),
