@@ -11,6 +11,7 @@ from torch import fx
 
 from dsopt.errors import PassError
 from dsopt.ir import Program, Rewriter
+from dsopt.ir.signature import WeightKind
 from dsopt.passes.base import Pass, PassContext
 from dsopt.passes.quantize.calibrate import count_samples, look_at, observe
 from dsopt.passes.quantize.normalize import normalize
@@ -157,8 +158,10 @@ def _insert_sites(
         owner, grid = site.owner, grids[site.owner]
         if owner not in stored:
             base = _site_name(program, owner.value)
+            # a grid that its operator fixes is not learned
+            kind: WeightKind = "parameter" if owner.fixed is None else "buffer"
             stored[owner] = (
-                rewriter.add_weight(f"{base}_scale", torch.tensor(grid.scale), "parameter"),
+                rewriter.add_weight(f"{base}_scale", torch.tensor(grid.scale), kind),
                 rewriter.add_weight(f"{base}_zero_point", torch.tensor(float(grid.zero_point)), "buffer"),
             )
         options = (*stored[owner], 0, 0, grid.low, grid.high, power_of_two)
