@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,27 +11,14 @@ from torch import Tensor, fx
 from dsopt.ir import Program, Rewriter
 from dsopt.ops.quantized import effective_scale, spread_scale
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.quantize.layer import Layer, layer_of, store_bias, stored_weight
+from dsopt.passes.quantize.layer import Layer, layer_of, stored_weight
 from dsopt.passes.quantize.lockstep import Lockstep, refuse_infinite, refuse_unprepared
+from dsopt.passes.quantize.reference import float_value, has_rounded_weight, store_bias, store_weight, unstored
+from dsopt.passes.quantize.rounding_problem import RoundingProblem
 from dsopt.passes.quantize.semantics import clamp_bounds
 
 _ATEN = torch.ops.aten
 _FAKE = torch.ops.dsopt.fake_quantize.default
-
-_STRETCH = (-0.1, 1.1)
-"""The rectified sigmoid reaches 0 and 1 because it is cut from this range (Louizos et al. 2018)."""
-
-_SHARPNESS = (20.0, 2.0)
-"""The exponent of the regulariser, at first and at the end."""
-
-_WARMUP = 0.2
-"""The share of the iterations without a regulariser."""
-
-_STRENGTH = 0.01
-"""The weight of the regulariser beside the relative squared error."""
-
-_ROWS = 1024
-"""Positions of results that one iteration looks at."""
 
 _MOST_ROWS, _MOST_ELEMENTS = 1 << 15, 1 << 25
 """Positions, and elements of inputs, that are kept of a layer."""
@@ -45,14 +30,14 @@ class AdaptiveRounding(Pass):
 
     The choice for each layer, in the order of the graph, minimises the squared error of its results, behind its ReLU, given the
     inputs that the layers before it, rounded by now, make (Nagel et al. 2020, "Up or down? Adaptive rounding for post-training
-    quantization", equations 21 to 25). A choice that is no better than the nearest is not taken. Run it between
+    quantization", equations 21 to 25). Biases follow. A choice that is no better than the nearest is not taken. Run it between
     quantize-prepare and quantize-convert, batch norms folded. iterations: of each layer; time grows with it, and with nothing else
     but the number of weights.  learning_rate: of Adam.
     """
 
     name: ClassVar[str] = "adaptive-rounding"
     iterations: int = 1000
-    learning_rate: float = 0.01
+    learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing. Raises ValueError."""
@@ -70,8 +55,10 @@ class AdaptiveRounding(Pass):
         def visit(node: fx.Node) -> None:
             layer = layer_of(program, node)
             if layer is None or not layer.is_rounded:
+                if has_rounded_weight(program, node):
+                    rewriter.skip(node, "only weights of convolutions and linear layers are chosen")
                 return
-            why = _refusal(program, layer)
+            why = unstored(program, layer) or _refusal(program, layer)
             if why:
                 rewriter.skip(node, why)
                 return
@@ -82,11 +69,8 @@ class AdaptiveRounding(Pass):
     def _choose(
         self, program: Program, rewriter: Rewriter, lockstep: Lockstep, layer: Layer, generator: torch.Generator
     ) -> None:
-        source = stored_weight(program, layer)
-        weight, name = program.weight(source), program.weight_name(source)
+        weight = float_value(program, stored_weight(program, layer))
         assert weight is not None
-        assert name is not None
-        weight = weight.detach()
         ending = _ending(lockstep, layer.node)
         rows, added, wanted = _sample(layer, lockstep, ending, generator)
         if not len(rows):
@@ -95,7 +79,7 @@ class AdaptiveRounding(Pass):
         refuse_infinite(program, layer.node, rows, added, wanted)
         bias = None if layer.bias is None else program.weight(layer.bias)
         step, low, high = _grid(program, layer, weight)
-        problem = _Problem(
+        problem = RoundingProblem(
             rows, added, wanted, layer.product_matrices(weight), layer.product_matrices(step), low, high,
             torch.zeros(1, *wanted.shape[1:]) if bias is None else bias.detach().reshape(1, layer.groups, -1), ending.cut,
         )  # fmt: skip
@@ -103,7 +87,7 @@ class AdaptiveRounding(Pass):
         if not best.after < best.before:
             rewriter.skip(layer.node, f"nearest rounding is as good: squared error {best.before:.4g}")
             return
-        rewriter.set_parameters({name: layer.from_product(best.weight, weight).contiguous()})
+        store_weight(program, rewriter, layer, layer.from_product(best.weight, weight).contiguous())
         store_bias(program, rewriter, layer, best.bias.reshape(-1))
         rewriter.changes.append(
             f"%{layer.node.name} weight rounded by choice: squared error {best.before:.4g} -> {best.after:.4g}"
@@ -113,8 +97,6 @@ class AdaptiveRounding(Pass):
 def _refusal(program: Program, layer: Layer) -> str:
     if len(stored_weight(program, layer).users) > 1 or len(layer.weight.users) > 1:
         return "its weight is read by another layer too, for which another rounding may be best"
-    if layer.bias is not None and program.weight(layer.bias) is None:
-        return "its bias is computed, not stored"
     if layer.conv is not None and len(layer.conv.stride) > 2:
         return "convolutions in three dims have no rows here"
     return ""
@@ -193,103 +175,3 @@ def _sample(
     order = torch.randperm(sum(map(len, parts[0])), generator=generator)
     rows, added_rows, wanted = (torch.cat(kept)[order].contiguous() for kept in parts)
     return rows, added_rows, wanted
-
-
-@dataclass(frozen=True)
-class Solution:
-    """weight: (G, N, K) on its grid.  bias: (1, G, N).  before, after: mean squared errors of nearest rounding and of this one."""
-
-    weight: Tensor
-    bias: Tensor
-    before: float
-    after: float
-
-
-@dataclass
-class _Problem:
-    """cut(rows @ weight + bias + added) is to be close to cut(wanted), with a weight on its grid. Weights and steps: (G, N, K)."""
-
-    rows: Tensor
-    added: Tensor
-    wanted: Tensor
-    weight: Tensor
-    step: Tensor
-    low: int
-    high: int
-    bias: Tensor
-    cut: Callable[[Tensor], Tensor]
-
-    def solve(self, iterations: int, learning_rate: float) -> Solution:
-        """Return the best choice, and the mean squared error with nearest rounding and with the choice."""
-        down = torch.floor(self.weight / self.step)
-        nearest = self._on_grid(torch.round(self.weight / self.step))
-        before = self._error(nearest, self.bias)
-        if before == 0:
-            return Solution(nearest, self.bias, 0.0, 0.0)
-        unit = math.sqrt(before)
-        choice = self._logits(self.weight / self.step - down).requires_grad_()
-        shift = ((self.bias - self._excess(nearest)) / unit).requires_grad_()
-        optimizer = torch.optim.Adam([choice, shift], lr=learning_rate)
-        warmup = int(_WARMUP * iterations)
-        with torch.enable_grad():
-            for number in range(iterations):
-                share = _stretched(choice)
-                part = self._part(number)
-                error = self._loss(self._on_grid(down + share), shift * unit, part) / before
-                if number >= warmup:
-                    beta = _sharpness((number - warmup) / max(iterations - warmup, 1))
-                    error = error + _STRENGTH * (1 - (2 * share - 1).abs().pow(beta)).sum()
-                optimizer.zero_grad()
-                error.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        chosen = self._on_grid(down + (choice.detach() >= 0).to(down.dtype))
-        bias = shift.detach() * unit
-        return Solution(chosen, bias, before, self._error(chosen, bias))
-
-    def _logits(self, share: Tensor) -> Tensor:
-        """Return what the rectified sigmoid takes to `share`."""
-        low, high = _STRETCH
-        return torch.logit((share - low) / (high - low))
-
-    def _on_grid(self, steps: Tensor) -> Tensor:
-        return steps.clamp(self.low, self.high) * self.step
-
-    def _part(self, number: int) -> slice:
-        """Return the rows of an iteration; they are in random order already."""
-        first = number % max(len(self.rows) // _ROWS, 1) * _ROWS
-        return slice(first, first + _ROWS)
-
-    def _parts(self) -> list[slice]:
-        return [slice(first, first + _ROWS) for first in range(0, len(self.rows), _ROWS)]
-
-    def _results(self, weight: Tensor, bias: Tensor, part: slice) -> Tensor:
-        product = torch.bmm(self.rows[part].transpose(0, 1), weight.transpose(1, 2))
-        return product.transpose(0, 1) + bias + self.added[part]
-
-    def _loss(self, weight: Tensor, bias: Tensor, part: slice) -> Tensor:
-        return (self.cut(self._results(weight, bias, part)) - self.cut(self.wanted[part])).pow(2).mean()
-
-    def _error(self, weight: Tensor, bias: Tensor) -> float:
-        """Return the mean squared error over all rows."""
-        parts = self._parts()
-        total = sum(float(self._loss(weight, bias, part)) * len(self.rows[part]) for part in parts)
-        return total / len(self.rows)
-
-    def _excess(self, weight: Tensor) -> Tensor:
-        """Return what a weight adds to the results on average, (1, G, N)."""
-        sums = [
-            (self._results(weight, self.bias, part) - self.wanted[part]).sum(0, keepdim=True) for part in self._parts()
-        ]
-        return torch.stack(sums).sum(0) / len(self.rows)
-
-
-def _stretched(logits: Tensor) -> Tensor:
-    """Return the rectified sigmoid."""
-    low, high = _STRETCH
-    return (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
-
-
-def _sharpness(share: float) -> float:
-    """Return the exponent of the regulariser after a share of the iterations, linearly."""
-    first, last = _SHARPNESS
-    return first + (last - first) * share

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.quantize.layer import Layer, layer_of, store_bias
+from dsopt.passes.quantize.layer import Layer, layer_of
 from dsopt.passes.quantize.lockstep import Lockstep, refuse_infinite, refuse_unprepared
+from dsopt.passes.quantize.reference import has_rounded_weight, store_bias, unstored
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ class BiasCorrection(Pass):
         def visit(node: fx.Node) -> None:
             layer = layer_of(program, node)
             if layer is None or not layer.is_rounded:
+                if has_rounded_weight(program, node):
+                    rewriter.skip(node, "only biases of convolutions and linear layers are corrected")
                 return
-            if layer.bias is not None and program.weight(layer.bias) is None:
-                rewriter.skip(node, "its bias is computed, not stored")
+            why = unstored(program, layer)
+            if why:
+                rewriter.skip(node, why)
                 return
             error = _mean_error(layer, lockstep.real(node), lockstep.rounded(node))
             refuse_infinite(program, node, error)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from dsopt.ir import Program, Rewriter
+from dsopt.ir import Program
 from dsopt.ir.convolution import Convolution, convolution, is_convolution
 
 _ATEN = torch.ops.aten
@@ -154,17 +154,3 @@ def stored_weight(program: Program, layer: Layer) -> fx.Node:
     source: Any = layer.weight.args[0] if layer.weight.target is _FAKE else layer.weight
     assert isinstance(source, fx.Node)
     return source
-
-
-def store_bias(program: Program, rewriter: Rewriter, layer: Layer, bias: Tensor) -> None:
-    """Give a layer another bias, or a first one; a bias that other layers read too stays theirs."""
-    name = None if layer.bias is None else program.weight_name(layer.bias)
-    if layer.bias is not None and name is not None and len(layer.bias.users) == 1:
-        rewriter.set_parameters({name: bias})
-        return
-    base = str(program.weight_name(stored_weight(program, layer))).removesuffix("weight")
-    node = rewriter.add_weight(name or f"{base}bias", bias)
-    arguments = [*layer.node.args, *[None] * (3 - len(layer.node.args))]
-    arguments[2] = node
-    layer.node.args = tuple(arguments)
-    rewriter.retype_from(layer.node)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from dsopt.errors import UsageError
-from dsopt.ir import Program
+from dsopt.ir import Program, Rewriter
 from dsopt.ir.interpret import argument_values
 from dsopt.passes.base import PassContext
 from dsopt.passes.quantize.calibrate import FLOAT_RECURRENT, inputs_of, run_on_data
+from dsopt.passes.quantize.layer import layer_of
+from dsopt.passes.quantize.reference import float_value
 
 _FAKE = torch.ops.dsopt.fake_quantize.default
 
@@ -95,7 +97,7 @@ class Lockstep:
         """Return a value of one batch, or one that is the same for all."""
         if node in values:
             return values[node]
-        stored = self.program.weight(node)
+        stored = self.program.weight(node) if side else float_value(self.program, node)
         if stored is not None:
             return stored.detach()
         args, kwargs = argument_values(node, {each: self._value(each, values, side) for each in node.all_input_nodes})
@@ -106,20 +108,27 @@ class Lockstep:
         program, batches = self.program, self.context.calibration
         inputs = [dict(zip(program.inputs, inputs_of(program, batch), strict=True)) for batch in batches]
         real, rounded = ([dict(batch) for batch in inputs] for _ in range(2))
-        for substitutes, values in ((UNROUNDED, real), ({}, rounded)) if program.states else ():
-            for placeholder, found in _states(program, self.context, substitutes).items():
-                for batch, value in zip(values, found, strict=True):
-                    batch[placeholder] = value
+        if program.states:
+            for states, values in ((self._real_states(), real), (_states(program, self.context, {}), rounded)):
+                for placeholder in (state.placeholder for state in program.states):
+                    for batch, value in zip(values, states[placeholder.name], strict=True):
+                        batch[placeholder] = value
         return real, rounded
 
+    def _real_states(self) -> dict[str, list[Any]]:
+        copy = self.program.clone()
+        values = {copy.weight_name(node): float_value(copy, node) for node in copy.placeholders}
+        Rewriter(copy).set_parameters({name: value for name, value in values.items() if name and value is not None})
+        return _states(copy, self.context, UNROUNDED)
 
-def _states(program: Program, context: PassContext, substitutes: Substitutes) -> dict[fx.Node, list[Any]]:
-    """Return each state as it is before each batch."""
-    found: dict[fx.Node, list[Any]] = {state.placeholder: [] for state in program.states}
+
+def _states(program: Program, context: PassContext, substitutes: Substitutes) -> dict[str, list[Any]]:
+    """Return each state, by its placeholder's name, as it is before each batch."""
+    found: dict[str, list[Any]] = {state.placeholder.name: [] for state in program.states}
 
     def see(node: fx.Node, value: Any) -> None:
-        if node in found:
-            found[node].append(value)
+        if node.name in found:
+            found[node.name].append(value)
 
     run_on_data(program, context, see, "running the calibration data", substitutes)
     return found
@@ -145,6 +154,22 @@ def refuse_unprepared(program: Program, context: PassContext, name: str) -> None
         raise UsageError(
             "DS0331", "no value of the program is rounded",
             fix=f"run quantize-prepare before {name}, and quantize-convert after it",
+        )  # fmt: skip
+    _refuse_norms(program, name)
+
+
+def _refuse_norms(program: Program, name: str) -> None:
+    norms = [
+        program.where(node)
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default
+        and (layer := layer_of(program, node.args[0])) is not None
+        and layer.is_rounded
+    ]
+    if norms:
+        raise UsageError(
+            "DS0334", "a batch norm still follows a rounded weight; folding it later would undo what is chosen now",
+            where="\n".join(norms[:10]), fix=f"run fold-batch-norm before quantize-prepare and {name}",
         )  # fmt: skip
 
 
