@@ -100,6 +100,8 @@ class ProgramModule(nn.Module):
         stored = zip(program.placeholders, names, strict=False)
         bound: dict[fx.Node, Any] = {node: tensors[_attribute(name)] for node, name in stored}
         bound |= {node: flat[spec.name] for node, spec in zip(program.inputs, signature.inputs, strict=True)}
+        # the gradient needs the states as they were, and the buffers take the next ones below
+        bound |= {state.placeholder: bound[state.placeholder].clone() for state in program.states}
         results = evaluate(program.graph, bound, self.watch)
         for state, value in zip(signature.states, results, strict=False):
             tensors[_attribute(state.name)].copy_(value.detach())
