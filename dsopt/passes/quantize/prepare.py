@@ -48,6 +48,7 @@ class QuantizePrepare(Precision, Pass):
                 "DS0315", "folding batch norm would scale weights by other numbers than powers of two",
                 fix="run fold-batch-norm before quantize-prepare{power_of_two=true}",
             )  # fmt: skip
+        _refuse_nan(program, plan)
         grids = self._calibrated(program, rewriter, context, plan)
         _insert_weights(program, rewriter, plan, self)
         _insert_sites(program, rewriter, plan, grids, self.power_of_two)
@@ -108,6 +109,16 @@ def _grid(rewriter: Rewriter, node: fx.Node, low: float, high: float, bits: int,
 # ---- weights ----
 
 
+def _refuse_nan(program: Program, plan: Plan) -> None:
+    """Raise PassError naming each weight that is no number: before calibration, which would blame the data."""
+    bad = [
+        use for use in plan.weights if not bool(program.weights[program.weight_name(use.weight) or ""].isfinite().all())
+    ]
+    if bad:
+        places = "\n".join(f"{program.weight_name(use.weight)}: {program.where(use.user)}" for use in bad[:10])
+        raise PassError("DS0316", "a weight holds NaN or infinity", where=places, fix="mend the model's weights")
+
+
 def _insert_weights(program: Program, rewriter: Rewriter, plan: Plan, precision: Precision) -> None:
     made: dict[tuple[fx.Node, int, int, str], fx.Node] = {}
     for use in plan.weights:
@@ -120,10 +131,6 @@ def _insert_weights(program: Program, rewriter: Rewriter, plan: Plan, precision:
 def _weight_node(program: Program, rewriter: Rewriter, use: WeightUse, precision: Precision) -> fx.Node:
     weight = program.weight(use.weight)
     assert weight is not None
-    if not bool(weight.isfinite().all()):
-        raise PassError(
-            "DS0316", "a weight holds NaN or infinity", where=program.where(use.user), fix="mend the model's weights"
-        )
     search = use.bits < 8 if precision.search is None else precision.search
     grid = weight_grid(
         weight,
