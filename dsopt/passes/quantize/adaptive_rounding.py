@@ -30,7 +30,7 @@ class AdaptiveRounding(Pass):
 
     The choice for each layer, in the order of the graph, minimises the squared error of its results, behind its ReLU, given the
     inputs that the layers before it, rounded by now, make (Nagel et al. 2020, "Up or down? Adaptive rounding for post-training
-    quantization", equations 21 to 25). Biases follow. A choice that is no better than the nearest is not taken. Run it between
+    quantization", equations 21 to 25). Biases follow. A choice is taken if it is better than what there is. Run it between
     quantize-prepare and quantize-convert, batch norms folded. iterations: of each layer; time grows with it, and with nothing else
     but the number of weights.  learning_rate: of Adam.
     """
@@ -78,14 +78,15 @@ class AdaptiveRounding(Pass):
             return
         refuse_infinite(program, layer.node, rows, added, wanted)
         bias = None if layer.bias is None else program.weight(layer.bias)
-        step, low, high = _grid(program, layer, weight)
+        (present,), (step, low, high) = lockstep.rounded(layer.weight)[:1], _grid(program, layer, weight)
         problem = RoundingProblem(
-            rows, added, wanted, layer.product_matrices(weight), layer.product_matrices(step), low, high,
+            rows, added, wanted, layer.product_matrices(weight), layer.product_matrices(present),
+            layer.product_matrices(step), low, high,
             torch.zeros(1, *wanted.shape[1:]) if bias is None else bias.detach().reshape(1, layer.groups, -1), ending.cut,
         )  # fmt: skip
         best = problem.solve(self.iterations, self.learning_rate)
         if not best.after < best.before:
-            rewriter.skip(layer.node, f"nearest rounding is as good: squared error {best.before:.4g}")
+            rewriter.skip(layer.node, f"it is rounded as well already: squared error {best.before:.4g}")
             return
         store_weight(program, rewriter, layer, layer.from_product(best.weight, weight).contiguous())
         store_bias(program, rewriter, layer, best.bias.reshape(-1))

@@ -31,7 +31,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class Solution:
-    """weight: (G, N, K) on its grid.  bias: (1, G, N).  before, after: mean squared errors of nearest rounding and of this one."""
+    """weight: (G, N, K) on its grid.  bias: (1, G, N).  before, after: mean squared errors of what there was, and of this."""
 
     weight: Tensor
     bias: Tensor
@@ -43,14 +43,15 @@ class Solution:
 class RoundingProblem:
     """cut(rows @ weight + bias + added) is to be close to cut(wanted), with each weight the multiple of its step above or below.
 
-    rows: (P, G, K), in random order.  weight, step: (G, N, K).  added, wanted: (P, G, N).  bias: (1, G, N).  low, high: the
-    least and the largest multiple.
+    rows: (P, G, K), in random order.  weight, present, step: (G, N, K), the weight before it was rounded, and as it is rounded now.
+    added, wanted: (P, G, N).  bias: (1, G, N).  low, high: the least and the largest multiple.
     """
 
     rows: Tensor
     added: Tensor
     wanted: Tensor
     weight: Tensor
+    present: Tensor
     step: Tensor
     low: int
     high: int
@@ -58,25 +59,25 @@ class RoundingProblem:
     cut: Callable[[Tensor], Tensor]
 
     def solve(self, iterations: int, learning_rate: float) -> Solution:
-        """Return the best of: nearest rounding, the same with the bias that its mean error asks for, and the choice by gradients.
+        """Return the best of: what there is, nearest rounding with the bias that its mean error asks for, the choice by gradients.
 
         The choice: Nagel et al. 2020, "Up or down? Adaptive rounding for post-training quantization", equations 21 to 25, with the
         bias learned beside it.
         """
-        nearest = self._on_grid(torch.round(self.weight / self.step))
-        before = self._error(nearest, self.bias)
+        before = self._error(self.present, self.bias)
         if before == 0:
-            return Solution(nearest, self.bias, 0.0, 0.0)
+            return Solution(self.present, self.bias, 0.0, 0.0)
+        nearest = self._on_grid(torch.round(self.weight / self.step))
         shifted = self.bias - self._excess(nearest)
-        chosen = self._choose(iterations, learning_rate, shifted, before)
-        candidates = [(nearest, self.bias), (nearest, shifted), chosen]
+        candidates = [(self.present, self.bias), (nearest, shifted), self._choose(iterations, learning_rate, shifted)]
         errors = [self._error(weight, bias) for weight, bias in candidates]
         best = min(range(len(errors)), key=errors.__getitem__)
         return Solution(*candidates[best], before, errors[best])
 
-    def _choose(self, iterations: int, learning_rate: float, bias: Tensor, before: float) -> tuple[Tensor, Tensor]:
-        """Return a weight and a bias. bias, before: where the search starts, and the error to measure by."""
-        down, unit = torch.floor(self.weight / self.step), math.sqrt(before)
+    def _choose(self, iterations: int, learning_rate: float, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a weight and a bias. bias: where the search starts."""
+        down = torch.floor(self.weight / self.step)
+        unit = math.sqrt(self._error(self._on_grid(torch.round(self.weight / self.step)), self.bias)) or 1.0
         choice = _logits(self.weight / self.step - down).requires_grad_()
         shift = (bias / unit).requires_grad_()
         optimizer = torch.optim.Adam([choice, shift], lr=learning_rate)
@@ -84,7 +85,7 @@ class RoundingProblem:
         with torch.enable_grad():
             for number in range(iterations):
                 share = _stretched(choice)
-                error = self._loss(self._on_grid(down + share), shift * unit, self._part(number)) / before
+                error = self._loss(self._on_grid(down + share), shift * unit, self._part(number)) / unit**2
                 if number >= warmup:
                     beta = _sharpness((number - warmup) / max(iterations - warmup, 1))
                     error = error + _STRENGTH * (1 - (2 * share - 1).abs().pow(beta)).sum()

@@ -20,10 +20,12 @@ def images(count: int = 24, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)).abs()
 
 
-def passed(model: nn.Module, x: Tensor, passes: str, seed: int = 0) -> tuple[Program, Program, tuple[PassRecord, ...]]:
+def passed(
+    model: nn.Module, x: Tensor, passes: str, seed: int = 0, options: str = ""
+) -> tuple[Program, Program, tuple[PassRecord, ...]]:
     program = capture(model, (x[:2],), {"input": {0: "batch"}})
     context = PassContext(calibration=[{"input": x[:10]}, {"input": x[10:]}], seed=seed)
-    return program, *PassManager(parse_pipeline(f"canonicalize,quantize-prepare{{weights=4}}{passes}")).run(
+    return program, *PassManager(parse_pipeline(f"canonicalize,quantize-prepare{{weights=4{options}}}{passes}")).run(
         program, context
     )
 
