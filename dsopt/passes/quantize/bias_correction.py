@@ -22,6 +22,7 @@ class BiasCorrection(Pass):
     The mean of each channel is taken over the calibration data, layer after layer, so that each sees the corrections of those
     before it (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2, measured
     instead of derived). Run it between quantize-prepare and quantize-convert. A layer without a bias gets one.
+    adaptive-rounding fits biases itself, behind the ReLU, which means before it undo a little; this is for what has no time for that.
     """
 
     name: ClassVar[str] = "bias-correction"
