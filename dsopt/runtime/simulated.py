@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,19 @@ class _Port:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    channels_last: bool = False
 
     @property
     def byte_count(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
 
     def read(self, content: bytes) -> Array:
-        found: Array = np.frombuffer(content, self.dtype).reshape(self.shape).copy()
-        return found
+        found: Array = np.frombuffer(content, self.dtype)
+        if self.channels_last:
+            stored = found.reshape(self.shape[0], *self.shape[2:], self.shape[1])
+            return np.ascontiguousarray(np.moveaxis(stored, -1, 1))
+        copied: Array = found.reshape(self.shape).copy()
+        return copied
 
 
 class SimulatedExecutor:
@@ -96,7 +101,9 @@ class SimulatedExecutor:
             if not isinstance(where, Mapping):
                 continue
             try:
-                port = _port({**where, "name": entry["node"]})
+                port = replace(
+                    _port({**where, "name": entry["node"]}), channels_last=where.get("channels_last") is True
+                )
                 point = TracePoint(entry["function"], str(where["symbol"]), int(where["offset"]), port.byte_count)
             except (KeyError, ValueError, TypeError) as error:
                 raise ArtifactError(

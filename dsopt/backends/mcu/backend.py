@@ -42,13 +42,14 @@ class McuBackend:
         Raises UnsupportedOpError; BudgetError before any C is written if the values cannot fit, and after linking if code and
         stack do not; ToolchainError without a compiler.
         """
+        from dsopt.backends.mcu.kernels import special_lowerings
         from dsopt.backends.mcu.measure import build_and_measure
         from dsopt.backends.tir.lower import lower
 
         assert isinstance(target, McuTarget)
         refuse(self.unsupported(program, target), target)
         options.progress(0, 3, "lowering to loops")
-        placement = place(lower(program))
+        placement = place(lower(program, special_lowerings(target)))
         check_budget(placement, target)
         options.progress(1, 3, "generating C")
         sources = generate(program, placement, options.name, target.name, dsopt.__version__, options.seed)
@@ -112,7 +113,8 @@ def _weight_bytes(placement: Placement, kernel: Kernel) -> int:
 def _trace(placement: Placement, sources: Sources, name: str) -> dict[str, Any]:
     buffer = placement.program.buffers[name]
     symbol, offset = location(sources.names, placement, name)
-    return {"symbol": symbol, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype}
+    trace = {"symbol": symbol, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype}
+    return {**trace, "channels_last": True} if buffer.channels_last else trace
 
 
 def _layers(program: Program, placement: Placement, sources: Sources) -> list[dict[str, Any]]:
@@ -135,6 +137,8 @@ def _layers(program: Program, placement: Placement, sources: Sources) -> list[di
             "shape": list(buffer.shape),
             "multiply_adds": kernel.multiply_adds,
             "weight_bytes": _weight_bytes(placement, kernel),
+            "kernel": kernel.choice or "generic loops",
+            "why_generic": kernel.why,
             "live_bytes": sum(
                 life.size_bytes for life in placement.lives.values() if life.first <= number <= life.last
             ),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 
-from dsopt.backends.mcu.c_text import Names
+from dsopt.backends.mcu.c_text import Names, comment
 from dsopt.backends.mcu.header import Interface, Port, model_header
 from dsopt.backends.mcu.model_source import model_source
 from dsopt.backends.mcu.place import Placement
 from dsopt.backends.mcu.test_source import Sample, run_tests_source, test_vectors_source
 from dsopt.backends.mcu.weights_source import weights_source
 from dsopt.backends.tir.c_source import c_functions
-from dsopt.backends.tir.program import LoopProgram
+from dsopt.backends.tir.program import LoopProgram, MicroKernel
 from dsopt.ir import Program, example_inputs
 
 TEST_TOLERANCE = 1e-4
@@ -44,8 +44,11 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
     """Write all C files of a placed program. Deterministic: the same program gives the same bytes."""
     loops = placement.program
     names, ports = Names.of(name), interface(program, loops)
-    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels})
+    overlapping = {kernel.name for kernel in loops.kernels if kernel.overlaps}
+    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels}, overlapping)
+    micro = micro_kernels(loops)
     files = {
+        **({"kernels.h": kernels_header(micro, target)} if micro else {}),
         "model.c": model_source(names, ports, placement, functions, target),
         "weights.c": weights_source(names, loops, target),
     }
@@ -56,6 +59,21 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
     files["test_vectors.c"] = test_vectors_source(names, seeded_vector(program, seed))
     files["run_tests.c"] = run_tests_source(names, ports, TEST_TOLERANCE)
     return Sources(files, names, ports)
+
+
+def micro_kernels(loops: LoopProgram) -> list[MicroKernel]:
+    """Return the functions that the layers call, each once, in the order in which they are first needed."""
+    found: dict[str, MicroKernel] = {}
+    for each in (micro for kernel in loops.kernels for micro in kernel.micro):
+        assert found.setdefault(each.name, each) == each, f"two functions are called {each.name}"
+    return list(found.values())
+
+
+def kernels_header(micro: Sequence[MicroKernel], target: str) -> str:
+    """Return the text of kernels.h, which model.c includes."""
+    head = f"/* The inside of layers for {comment(target)}: portable C, and assembly for cores that have the instructions.\n"
+    head += "   Generated: do not edit. */\n\n#include <stdint.h>\n"
+    return "\n".join([head, *(each.text for each in micro)])
 
 
 def seeded_vector(program: Program, seed: int) -> Sample:

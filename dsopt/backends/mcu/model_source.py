@@ -21,6 +21,7 @@ def model_source(
     reset, run = writer.reset(), writer.run()
     helpers = sorted({helper for function in functions.values() for helper in function.helpers})
     includes = ['#include "dsopt_math.h"\n'] if helpers else []
+    includes += ['#include "kernels.h"\n'] if any(kernel.micro for kernel in placement.program.kernels) else []
     parts = [
         f"/* The layers of the network for {comment(target)}, in the order in which they run. Generated: do not edit. */\n",
         '#include "model.h"\n\n#include <stdbool.h>\n#include <stdint.h>\n\n' + "".join(includes),
@@ -155,6 +156,7 @@ class _Writer:
         lines += [self._value("scratch", name) for name in kernel.scratch]
         if kernel.multiply_adds:
             lines.append(f"{kernel.multiply_adds} multiply-adds")
+        lines += [text for text in (kernel.choice, f"generic loops: {kernel.why}" if kernel.why else "") if text]
         text = "/* " + "\n   ".join(map(comment, lines)) + " */\n"
         if kernel.name not in self.loops:
             return text + self.functions[kernel.name].text(kernel.name, "LAYER")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.program import Buffer, MicroKernel, Overlap
 from dsopt.backends.tir.tvm_adapter import (
     Expr,
     PrimFunc,
@@ -45,6 +45,9 @@ class KernelBuilder:
         self._groups: dict[str, list[tuple[Buffer, TirBuffer]]] = {"input": [], "output": [], "scratch": []}
         self._grid: list[tuple[Var, Var, int]] = []
         self._frames: list[list[Stmt]] = [[]]
+        self.micro: list[MicroKernel] = []
+        self.overlaps: list[Overlap] = []
+        self.choice = ""
 
     # ---- parameters ----
 
@@ -121,6 +124,20 @@ class KernelBuilder:
         if isinstance(value, (bool, int, float)):
             value = constant(value, str(target.dtype))
         self._frames[-1].append(tirx.BufferStore(target, value, list(indices) or [0] * len(target.shape)))
+
+    def call(self, function: MicroKernel, *arguments: Expr) -> None:
+        """Call a function in C. Pointers are made with `address`; what it writes must be an output or scratch."""
+        self.use(function)
+        self._frames[-1].append(tirx.Evaluate(tirx.call_extern("int32", function.name, *arguments)))
+
+    def use(self, function: MicroKernel) -> None:
+        """Have text that other functions need stand before them."""
+        if function not in self.micro:
+            self.micro.append(function)
+
+    def may_lie_over(self, output: Buffer, source: Buffer, shift: int) -> None:
+        """Say that the result may lie over an operand that ends here, if it starts at least `shift` bytes before it."""
+        self.overlaps.append(Overlap(output.name, source.name, shift))
 
     # ---- result ----
 

@@ -6,7 +6,7 @@ sums of products; code that people must debug on a board is printed here instead
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -53,9 +53,13 @@ class CFunction:
         return f"{self.head(name, attributes)}\n{self.body}"
 
 
-def c_functions(functions: dict[str, PrimFunc]) -> dict[str, CFunction]:
-    """Lower and print S-TIR functions. Names of parameters are those of the buffers; inputs are const, all are restrict."""
-    return {name: _Printer(function).print() for name, function in lower_blocks(functions).items()}
+def c_functions(functions: dict[str, PrimFunc], overlapping: Container[str] = ()) -> dict[str, CFunction]:
+    """Lower and print S-TIR functions. Names of parameters are those of the buffers; inputs are const.
+
+    All parameters are restrict but those of the functions named in `overlapping`, whose results may lie over their operands.
+    """
+    lowered = lower_blocks(functions)
+    return {name: _Printer(each, name not in overlapping).print() for name, each in lowered.items()}
 
 
 def float_literal(value: float) -> str:
@@ -79,8 +83,9 @@ class _Scope:
 
 
 class _Printer:
-    def __init__(self, function: PrimFunc) -> None:
+    def __init__(self, function: PrimFunc, is_restrict: bool) -> None:
         self.function = function
+        self.qualifier = "restrict " if is_restrict else ""
         self.helpers: set[str] = set()
         self.stored: set[str] = set()
         self.used: set[str] = set()
@@ -94,7 +99,8 @@ class _Printer:
         self._statement(self.function.body)
         body = self._scopes[0].lines
         unused = [f"    (void){name};" for name, _ in parameters if name not in self.used]
-        declared = [f"{'' if name in self.stored else 'const '}{kind} *restrict {name}" for name, kind in parameters]
+        written = self.stored | {str(name) for name in (self.function.attrs or {}).get("dsopt.written", ())}
+        declared = [f"{'' if n in written else 'const '}{kind} *{self.qualifier}{n}" for n, kind in parameters]
         return CFunction(tuple(declared), "\n".join(["{", *unused, *body, "}", ""]), frozenset(self.helpers))
 
     # ---- names ----
@@ -301,6 +307,11 @@ class _Printer:
         ]  # TVM files an operator under prim, tirx or ir, and moves them about
         if name in _INFIX_CALLS:
             return self._infix(*_INFIX_CALLS[name], *expr.args)
+        if name == "address_of":
+            return f"&{self._place(expr.args[0].source, expr.args[0].indices)}", _UNARY
+        if name == "call_extern":
+            arguments = ", ".join(map(self._expression, expr.args[1:]))
+            return f"{expr.args[0].value}({arguments})", _PRIMARY
         if name == "isnan":
             return self._infix("!=", 8, expr.args[0], expr.args[0])
         if name == "if_then_else":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch.utils import _pytree as pytree
 
 from dsopt.backends.base import Blocker
 from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
+from dsopt.backends.tir.arguments import bind_arguments, buffers_of, free_name, nearest, on_meta, tir_dtype
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.decompose import decompose
-from dsopt.backends.tir.program import ITEM_BYTES, Buffer, BufferKind, Kernel, LoopProgram, State
-from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, RefusedError, identifier
+from dsopt.backends.tir.program import Buffer, BufferKind, Kernel, LoopProgram, State, channels_to_end
+from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, RefusedError, UnsuitedError, identifier
+from dsopt.backends.tir.tvm_adapter import element
 from dsopt.ir import Program
 
 _KERNEL_WORDS = {
@@ -30,9 +33,13 @@ _KERNEL_WORDS = {
 """How the function of a layer is called after its operator, where that is not the operator's own name."""
 
 
-def lower(program: Program) -> LoopProgram:
-    """Lower every node. Raises ValueError listing the blockers; ask `blockers` first to show them to a user."""
-    lowerer = _Lowerer(program)
+def lower(program: Program, special: Mapping[str, Lowering] | None = None) -> LoopProgram:
+    """Lower every node. Raises ValueError listing the blockers; ask `blockers` first to show them to a user.
+
+    special: better lowerings for a target, by operator; where one raises UnsuitedError, the generic one takes over. They may
+    take and give buffers with channels last, which generic lowerings get in the order of their shape.
+    """
+    lowerer = _Lowerer(program, special or {})
     lowerer.run()
     if lowerer.blockers:
         raise ValueError("; ".join(map(str, lowerer.blockers)))
@@ -41,17 +48,9 @@ def lower(program: Program) -> LoopProgram:
 
 def blockers(program: Program) -> tuple[Blocker, ...]:
     """Return every node that has no lowering, or whose lowering refuses its arguments, in the order of the graph."""
-    lowerer = _Lowerer(program)
+    lowerer = _Lowerer(program, {})
     lowerer.run()
     return tuple(lowerer.blockers)
-
-
-def tir_dtype(dtype: torch.dtype) -> str:
-    """Return the name of a dtype. Raises RefusedError if buffers cannot hold it."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in ITEM_BYTES:
-        raise RefusedError(f"tensors of {name} are not supported here", "convert the model with model.float()")
-    return name
 
 
 class _DependsError(RefusedError):
@@ -65,8 +64,9 @@ _CHECKS = frozenset(
 
 
 class _Lowerer:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, special: Mapping[str, Lowering]) -> None:
         self.program = program
+        self.special = special
         self.blockers: list[Blocker] = []
         self.kernels: list[Kernel] = []
         self.buffers: dict[str, Buffer] = {}
@@ -76,6 +76,7 @@ class _Lowerer:
         self._extra: dict[str, Any] = {}
         self._weights: dict[str, fx.Node] = {}
         self._nested = 0
+        self._why = ""
         self._order = {node: number for number, node in enumerate(program.graph.nodes)}
         self._node: fx.Node = program.output_node
         self._current: fx.Node = program.output_node
@@ -83,17 +84,25 @@ class _Lowerer:
     # ---- the protocol of Context ----
 
     def free_name(self, hint: str) -> str:
-        return _free(self._kernel_names, hint)
+        return free_name(self._kernel_names, hint)
 
-    def add_buffer(self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None) -> Buffer:
+    def add_buffer(
+        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False
+    ) -> Buffer:
         kind: BufferKind = "temp" if alias_of is None else self.buffers[alias_of].kind
-        return self._declare(hint, shape, dtype, kind, alias_of)
+        return self._declare(hint, shape, dtype, kind, alias_of, channels_last)
+
+    def add_constant(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
+        buffer = self._declare(hint, values.shape, str(values.dtype), "weight", None)
+        self._extra[buffer.name] = values
+        return buffer
 
     def add_kernel(self, builder: KernelBuilder, multiply_adds: int) -> None:
         names = {group: tuple(b.name for b in builder.buffers(group)) for group in ("input", "output", "scratch")}
         self.kernels.append(
             Kernel(builder.name, builder.build(), names["input"], names["output"], names["scratch"], self.program.layer(self._node),
-                   self.program.source(self._node), self._node.name, multiply_adds)
+                   self.program.source(self._node), self._node.name, multiply_adds, tuple(builder.micro), tuple(builder.overlaps),
+                   builder.choice, self._why)
         )  # fmt: skip
 
     def constant(self, target: Buffer) -> np.ndarray[Any, Any] | None:
@@ -103,8 +112,8 @@ class _Lowerer:
 
     def layouts(self) -> tuple[Layout, ...]:
         node = self._current
-        arguments = [_on_meta(value) for value in node.args]
-        options = {key: _on_meta(value) for key, value in node.kwargs.items()}
+        arguments = [on_meta(value) for value in node.args]
+        options = {key: on_meta(value) for key, value in node.kwargs.items()}
         results = node.target(*arguments, **options)  # type: ignore[operator]
         views = results if isinstance(results, (tuple, list)) else [results]
         return tuple(Layout(tuple(v.shape), tuple(v.stride()), int(v.storage_offset())) for v in views)
@@ -122,7 +131,7 @@ class _Lowerer:
         return all(
             self._order[user] <= now
             for node, value in self.values.items()
-            if any(self.root(each).name == root.name for each in _buffers_of(value))
+            if any(self.root(each).name == root.name for each in buffers_of(value))
             for user in node.users
         )
 
@@ -157,7 +166,7 @@ class _Lowerer:
         name = str(node.target)
         traced = decompose(node)
         if traced is None:
-            raise RefusedError(f"{name} has no loop form yet", _nearest(name))
+            raise RefusedError(f"{name} has no loop form yet", nearest(name))
         leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
         given = iter(
             leaf for leaf in leaves if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
@@ -166,7 +175,7 @@ class _Lowerer:
         try:
             for inner in traced.graph.nodes:
                 if inner.op == "placeholder":
-                    self.values[inner] = self._argument(next(given))
+                    self.values[inner] = self.planar(self._argument(next(given)))
                 elif inner.op == "get_attr":
                     self.values[inner] = self._constant(inner, getattr(traced, str(inner.target)))
                 elif inner.op == "call_function":
@@ -175,7 +184,7 @@ class _Lowerer:
             raise
         except RefusedError as refusal:
             raise RefusedError(
-                f"{name} is made of operators without a loop form: {refusal.why}", _nearest(name)
+                f"{name} is made of operators without a loop form: {refusal.why}", nearest(name)
             ) from refusal
         finally:
             self._nested -= 1
@@ -184,12 +193,13 @@ class _Lowerer:
 
     def _constant(self, node: fx.Node, value: torch.Tensor) -> Buffer:
         shape, dtype = self._typed(value)
-        buffer = self._declare(f"constant_{node.target}", shape, dtype, "weight", None)
-        self._extra[buffer.name] = value.detach().contiguous().numpy()
-        return buffer
+        assert tir_dtype(value.dtype) == dtype
+        return self.add_constant(f"constant_{node.target}", value.detach().contiguous().numpy().reshape(shape))
 
-    def _declare(self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None) -> Buffer:
-        buffer = Buffer(_free(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of)
+    def _declare(
+        self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None, last: bool = False
+    ) -> Buffer:
+        buffer = Buffer(free_name(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of, last)
         self.buffers[buffer.name] = buffer
         return buffer
 
@@ -247,12 +257,34 @@ class _Lowerer:
         if not any(isinstance(each, torch.Tensor) for each in outputs) and value is not None:
             raise RefusedError(f"the value of {name} is not known when compiling", "fix the varying dims with --dim")
         arguments = [self._argument(each) for each in bind_arguments(node)]
+        self._current, self._why = node, ""
+        typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
+        context = Context(self, name, self._label(node), typed, isinstance(value, (tuple, list)))
+        if name in self.special:
+            try:
+                return self.special[name](context, *arguments)
+            except UnsuitedError as reason:
+                self._why = str(reason)
         if function is None:
             return self._inline(node)
-        typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
-        self._current = node
-        context = Context(self, name, self._label(node), typed, isinstance(value, (tuple, list)))
-        return function(context, *arguments)
+        return function(context, *(self.planar(each) for each in arguments))
+
+    def planar(self, value: Any) -> Any:
+        """Return a buffer, or a list of them, with the bytes in the order of the shape: copied where they are not."""
+        if isinstance(value, list):
+            return [self.planar(each) for each in value]
+        if not isinstance(value, Buffer) or not value.channels_last:
+            return value
+        if value.shape[1] == 1 or math.prod(value.shape[2:]) == 1:
+            return self.add_buffer(f"{value.name}_view", value.shape, value.dtype, value.name)
+        target = self.add_buffer(f"{value.name}_planar", value.shape, value.dtype, None)
+        builder = KernelBuilder(self.free_name(f"{self._label(self._current)}_planar"))
+        x = builder.read("x", value, value.stored_shape)
+        y = builder.write("y", target)
+        with builder.grid(**{f"i{n}": size for n, size in enumerate(target.shape)}) as index:
+            builder.store(y, element(x, *channels_to_end(index)), *index)
+        self.add_kernel(builder, 0)
+        return target
 
     def _label(self, node: fx.Node) -> str:
         word = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
@@ -272,6 +304,7 @@ class _Lowerer:
     # ---- the result ----
 
     def finish(self) -> LoopProgram:
+        self._why = ""
         outputs = [self._owned(node) for node in self.program.outputs]
         states = tuple(self._state(index) for index in range(len(self.program.states)))
         for name in {self.root(output).name for output in outputs}:
@@ -290,7 +323,7 @@ class _Lowerer:
             name: buffer for name, buffer in self.buffers.items() if self.root(buffer).name in roots or name in inputs
         }
         produced = {kernel.node for kernel in self.kernels}
-        found = {node.name: _buffers_of(self.values.get(node)) for node in self.program.graph.nodes}
+        found = {node.name: buffers_of(self.values.get(node)) for node in self.program.graph.nodes}
         results = {name: buffers[0].name for name, buffers in found.items() if buffers and name in produced}
         return LoopProgram(
             tuple(self.kernels),
@@ -304,7 +337,8 @@ class _Lowerer:
 
     def _owned(self, node: fx.Node) -> Buffer:
         """Return the buffer of an output; the old value of a state is copied, since the state changes under it."""
-        value: Buffer = self.values[node]
+        self._node = self._current = node
+        value: Buffer = self.planar(self.values[node])
         root = self.root(value)
         changed = {
             self.values[s.placeholder].name: s.update for s in self.program.states if s.update is not s.placeholder
@@ -319,7 +353,8 @@ class _Lowerer:
 
     def _state(self, index: int) -> State:
         state = self.program.states[index]
-        buffer, update = self.values[state.placeholder], self.values[state.update]
+        self._node = self._current = state.update
+        buffer, update = self.values[state.placeholder], self.planar(self.values[state.update])
         root = self.root(update)
         if root.kind == "state" and root.name != buffer.name:
             update = self._copy(state.update, update)
@@ -348,50 +383,3 @@ class _Lowerer:
                 self.program.weights[state.name].detach().contiguous().numpy()
             )
         return constants
-
-
-def _free(taken: set[str], hint: str) -> str:
-    """Return a C identifier like `hint` that is not taken, and take it."""
-    base = name = identifier(hint)
-    number = 2
-    while name in taken:
-        name, number = f"{base}_{number}", number + 1
-    taken.add(name)
-    return name
-
-
-def _on_meta(value: Any) -> Any:
-    """Return an argument with tensors replaced by contiguous ones without data, and nodes of sizes by their values."""
-    if isinstance(value, (list, tuple)):
-        return [_on_meta(each) for each in value]
-    if not isinstance(value, fx.Node):
-        return value
-    known = value.meta["val"]
-    return torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, torch.Tensor) else known
-
-
-def _buffers_of(value: Any) -> list[Buffer]:
-    if isinstance(value, (tuple, list)):
-        return [each for each in value if isinstance(each, Buffer)]
-    return [value] if isinstance(value, Buffer) else []
-
-
-def bind_arguments(node: fx.Node) -> list[Any]:
-    """Return a call's arguments in the order of the operator's schema, with defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    bound: list[Any] = []
-    for number, argument in enumerate(schema.arguments):
-        if number < len(node.args):
-            bound.append(node.args[number])
-        else:
-            bound.append(
-                node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
-            )
-    return bound
-
-
-def _nearest(name: str) -> str:
-    """Name other overloads of an unknown operator that are supported, if any."""
-    family = ".".join(name.split(".")[:2]) + "."
-    known = sorted(other for other in LOWERINGS if other.startswith(family))
-    return "supported forms: " + ", ".join(known) if known else "write it with other operators"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +15,17 @@ ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint
 """The dtypes of buffers, and the bytes of one element."""
 
 
+def channels_to_end(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return (B, C, *spatial) as (B, *spatial, C)."""
+    return (shape[0], *shape[2:], shape[1])
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A contiguous array. `alias_of` names the buffer whose bytes it shares, seen in another shape.
 
     kind "output" is written by a kernel and stays whole to the end of a run; an output of the model that is an alias of an
-    input, state or weight keeps the kind of what it shares.
+    input, state or weight keeps the kind of what it shares.  channels_last: whether dim 1 of `shape` is the innermost of the bytes.
     """
 
     name: str
@@ -28,6 +33,12 @@ class Buffer:
     dtype: str
     kind: BufferKind
     alias_of: str | None = None
+    channels_last: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Return the shape in the order of the bytes: (B, *spatial, C) for channels last."""
+        return channels_to_end(self.shape) if self.channels_last else self.shape
 
     @property
     def elements(self) -> int:
@@ -41,11 +52,30 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class MicroKernel:
+    """A C function that loop nests call: its text defines a static function `name`, or what else has to stand before others."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """`output` may lie over `input`, which nothing reads later, if it starts at least `shift` bytes before it."""
+
+    output: str
+    input: str
+    shift: int
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One loop nest. `func` takes the buffers `inputs`, `outputs`, `scratch` in this order, as views of their bytes.
 
     func: an S-TIR PrimFunc: loops over a grid of independent steps around one spatial block. A buffer that is both read and
     updated in place is an output only. name: a C identifier made of the user's module path. multiply_adds: of one run.
+    micro: the functions that it calls.  overlaps: results that may lie over operands.  choice: how it was written, in words, and
+    `why` it was not written in the best way for the target; both empty for operators that have one way only.
     """
 
     name: str
@@ -57,6 +87,10 @@ class Kernel:
     source: str
     node: str
     multiply_adds: int = 0
+    micro: tuple[MicroKernel, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    choice: str = ""
+    why: str = ""
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -48,6 +48,10 @@ class RefusedError(Exception):
         self.why, self.fix = why, fix
 
 
+class UnsuitedError(Exception):
+    """A better lowering does not fit these arguments, and says why; raised before it has declared or opened anything."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A strided view of a contiguous buffer: shape, strides and offset in elements."""
@@ -71,8 +75,13 @@ class Layout:
 class Session(Protocol):
     """What a context needs of the program being lowered."""
 
-    def add_buffer(self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None) -> Buffer:
+    def add_buffer(
+        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False
+    ) -> Buffer:
         """Declare a temporary buffer under a free name."""
+
+    def add_constant(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
+        """Declare a weight under a free name."""
 
     def add_kernel(self, builder: KernelBuilder, multiply_adds: int) -> None:
         """Append a finished kernel."""
@@ -126,14 +135,18 @@ class Context:
         assert found is not None
         return found
 
-    def result(self, number: int = 0) -> Buffer:
+    def result(self, number: int = 0, channels_last: bool = False) -> Buffer:
         """Declare the buffer of a result."""
         shape, dtype = self._output(number)
-        return self.session.add_buffer(self.label, shape, dtype, None)
+        return self.session.add_buffer(self.label, shape, dtype, None, channels_last)
 
     def temp(self, hint: str, shape: Sequence[int], dtype: str) -> Buffer:
         """Declare another buffer, for values between kernels or for scratch."""
         return self.session.add_buffer(f"{self.label}_{hint}", shape, dtype, None)
+
+    def weight(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
+        """Declare numbers that are known now, in an order of the lowering's own."""
+        return self.session.add_constant(f"{self.label}_{hint}", values)
 
     def view(self, source: Buffer, shape: Sequence[int] | None = None) -> Buffer:
         """Return the bytes of `source` in another shape, by default the result's; no kernel is needed."""

@@ -9,8 +9,8 @@ from tvm import tirx
 from tvm.ir import Range
 from tvm.s_tir import SBlock, SBlockRealize
 
-__all__ = ["Expr", "PrimFunc", "Stmt", "TirBuffer", "Var", "analyzer", "block_function", "buffer", "constant", "element", "lower_blocks",
-           "sequence", "serial", "tirx", "variable"]  # fmt: skip
+__all__ = ["Expr", "PrimFunc", "Stmt", "TirBuffer", "Var", "address", "analyzer", "block_function", "buffer", "constant", "element",
+           "lower_blocks", "sequence", "serial", "tirx", "variable"]  # fmt: skip
 
 Expr: TypeAlias = Any
 """A TIR expression; TVM has no type annotations of its own."""
@@ -58,6 +58,11 @@ def element(source: TirBuffer, *indices: Expr) -> Expr:
     return source[indices]
 
 
+def address(source: TirBuffer, *indices: Expr) -> Expr:
+    """Return a pointer to one element, for a function in C."""
+    return tirx.address_of(source[indices])
+
+
 def block_function(
     name: str,
     params: list[TirBuffer],
@@ -74,7 +79,9 @@ def block_function(
         nest = tirx.For(outer, 0, extent, tirx.ForKind.SERIAL, nest)
     root = SBlockRealize([], True, SBlock([], [], [], "root", nest))
     function = tirx.PrimFunc(params, root, tvm.ir.TupleType([]))
-    return function.with_attr({"global_symbol": name, "s_tir": True, "tirx.noalias": True})
+    return function.with_attr(
+        {"global_symbol": name, "s_tir": True, "tirx.noalias": True, "dsopt.written": [str(b.name) for b in writes]}
+    )
 
 
 def _whole(target: TirBuffer) -> Any:

@@ -1,0 +1,27 @@
+"""Fast int8 code for cores: better lowerings of the operators where the time goes, and the functions in C that they call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dsopt.backends.mcu.kernels.channels_last import elementwise, mean
+from dsopt.backends.mcu.kernels.convolution import convolution
+from dsopt.backends.mcu.kernels.linear import linear
+from dsopt.backends.tir.registry import Lowering
+from dsopt.target import McuTarget
+
+_ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize": 1, "dequantize": 1}
+"""Operators over each element, and how many images they take."""
+
+_PAIRS: Mapping[str, Lowering] = {
+    "dsopt.q_conv.default": convolution,
+    "dsopt.q_linear.default": linear,
+    "dsopt.q_mean.default": mean,
+    **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},
+}
+"""Lowerings over pairs of int16, for cores with the DSP extension; their portable bodies run anywhere."""
+
+
+def special_lowerings(target: McuTarget) -> Mapping[str, Lowering]:
+    """Return the lowerings that are tried before the generic ones for a core."""
+    return _PAIRS

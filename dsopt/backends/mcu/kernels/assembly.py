@@ -1,0 +1,100 @@
+"""How a micro-kernel is written: portable C, and one block of assembly for cores that have the instructions.
+
+An assembly body is the whole of a naked function, called as the procedure call standard says (AAPCS32, section 6): the same code
+under every compiler, where statements of inline assembly lead to spills that differ from release to release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dsopt.backends.tir.program import MicroKernel
+
+DSP = "defined(__ARM_FEATURE_DSP)"
+MVE = "defined(__ARM_FEATURE_MVE)"
+
+SUPPORT = MicroKernel(
+    "dsopt_requantize",
+    """#if defined(__clang__)
+#define DSOPT_NAKED __attribute__((naked, noinline)) static
+#elif defined(__GNUC__)
+#define DSOPT_NAKED __attribute__((naked, noinline, noclone, noipa)) static
+#endif
+
+#if defined(__GNUC__)
+#define DSOPT_UNUSED __attribute__((unused))
+#else
+#define DSOPT_UNUSED
+#endif
+
+/* The sum times the multiplier in the upper bits of `scale`, divided by two to the power of 32 and of the last five bits, rounded
+   once, ties upwards. */
+DSOPT_UNUSED static inline int32_t dsopt_requantize(int32_t sum, int32_t scale, int32_t zero, int32_t low, int32_t high)
+{
+    const int32_t shift = scale & 31;
+    const int64_t product = (int64_t)sum * (scale - shift);
+    const int32_t value = (((int32_t)(product >> 32) + (1 << (shift - 1))) >> shift) + zero;
+    return value < low ? low : value > high ? high : value;
+}
+
+/* One of the four int8 values in a word, as it lies in the memory of a little-endian core. */
+DSOPT_UNUSED static inline int32_t dsopt_byte(int32_t word, uint32_t number)
+{
+    return (int8_t)(uint8_t)(((uint32_t)word >> (8u * number)) & 255u);
+}
+""",
+)
+"""What portable bodies share."""
+
+
+def micro_kernel(
+    name: str, parameters: str, portable: str, assembly: Sequence[str], condition: str = DSP
+) -> MicroKernel:
+    """Put both bodies of a function into one text. portable: statements of C, indented by four."""
+    lines = "".join(f'        "{line}\\n"\n' for line in assembly).rstrip("\n")
+    return MicroKernel(
+        name,
+        f"""#if {condition}
+DSOPT_NAKED void {name}({parameters})
+{{
+    __asm__(
+{lines});
+}}
+#else
+static void {name}({parameters})
+{{
+{portable.rstrip()}
+}}
+#endif
+""",
+    )
+
+
+def clamp_lines(register: str, low: int, high: int) -> list[str]:
+    """Return the instructions that clamp a register to low..high, which lie inside of int8."""
+    lines = [f"ssat {register}, #8, {register}"] if low == -128 or high == 127 else []
+    if low > -128:
+        lines += [f"cmp {register}, #{low}", "it lt", f"movlt {register}, #{low}"]
+    if high < 127:
+        lines += [f"cmp {register}, #{high}", "it gt", f"movgt {register}, #{high}"]
+    return lines
+
+
+def unpack_scale(scale: str, rounding: str, shift: str, zero: int) -> list[str]:
+    """Return the instructions that take a packed scale apart, and make what rounding and the zero point add before the shift."""
+    return [
+        f"and {shift}, {scale}, #31",
+        f"bic {scale}, {scale}, #31",
+        f"mov {rounding}, #{2 * zero + 1}",
+        f"lsl {rounding}, {rounding}, {shift}",
+        f"asr {rounding}, {rounding}, #1",
+    ]
+
+
+def requantize_lines(value: str, scale: str, rounding: str, shift: str, low: int, high: int) -> list[str]:
+    """Return the instructions of `dsopt_requantize` for a register, with the constants in three others."""
+    return [
+        f"smmla {value}, {value}, {scale}, {rounding}",
+        f"asr {value}, {value}, {shift}",
+        *clamp_lines(value, low, high),
+    ]

@@ -1,0 +1,72 @@
+"""Operators that work on each element, or pool, on images with channels last: the generic loops over the shape of the bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsopt.backends.tir import ops  # noqa: F401  registers the generic lowerings
+from dsopt.backends.tir.program import Buffer, channels_to_end
+from dsopt.backends.tir.registry import LOWERINGS, Context, Lowering, UnsuitedError
+from dsopt.backends.tir.tvm_adapter import element
+
+
+def with_channels_last(context: Context, x: Buffer) -> Buffer:
+    """Return an image with channels last: the same bytes where one dim only has more than one element, else a copy."""
+    if x.channels_last:
+        return x
+    session = context.session
+    if x.shape[1] == 1 or all(size == 1 for size in x.shape[2:]):
+        return session.add_buffer(f"{x.name}_last", x.shape, x.dtype, x.name, True)
+    target = session.add_buffer(f"{context.label}_last", x.shape, x.dtype, None, True)
+    with context.kernel("last") as k:
+        source, y = k.read("x", x), k.write("y", target, target.stored_shape)
+        with k.grid(**{f"i{n}": size for n, size in enumerate(target.stored_shape)}) as index:
+            batch, *spatial, channel = index
+            k.store(y, element(source, batch, channel, *spatial), *index)
+    return target
+
+
+def elementwise(operator: str, operands: int) -> Lowering:
+    """Return a lowering that runs the generic one over the bytes. operands: how many of the first arguments are images."""
+    generic = LOWERINGS[operator]
+
+    def lower(context: Context, *arguments: Any) -> Buffer:
+        images = arguments[:operands]
+        if not any(each.channels_last for each in images):
+            raise UnsuitedError("")
+        if any(len(each.shape) != len(context.shape) for each in images):
+            raise UnsuitedError("its operands have different ranks")
+        stored = [_as_stored(context, with_channels_last(context, each)) for each in images]
+        return _restored(context, generic(_stored_context(context, context.shape), *stored, *arguments[operands:]))
+
+    return lower
+
+
+def _as_stored(context: Context, x: Buffer) -> Buffer:
+    return context.session.add_buffer(f"{x.name}_flat", x.stored_shape, x.dtype, x.name)
+
+
+def _stored_context(context: Context, shape: tuple[int, ...]) -> Context:
+    return Context(context.session, context.operator, context.label, [(channels_to_end(shape), context.dtype)], False)
+
+
+def _restored(context: Context, y: Any) -> Buffer:
+    assert isinstance(y, Buffer)
+    return context.session.add_buffer(f"{y.name}_last", context.shape, y.dtype, y.name, True)
+
+
+def mean(context: Context, x: Buffer, dims: list[int], keepdim: bool, *rest: Any) -> Buffer:
+    """Lower q_mean over dims of an image with channels last, in the order of its bytes."""
+    rank = len(x.shape)
+    if not x.channels_last:
+        raise UnsuitedError("")
+    places = {dim: place for place, dim in enumerate((0, *range(2, rank), 1))}
+    moved = [places[dim % rank] for dim in (dims or range(rank))]
+    kept = [dim for dim in range(rank) if dim % rank not in {each % rank for each in (dims or range(rank))}]
+    if not keepdim and kept not in ([0, 1], [0], []):
+        raise UnsuitedError("")
+    flat = _as_stored(context, x)
+    shape = channels_to_end(context.shape) if keepdim else context.shape
+    inner = Context(context.session, context.operator, context.label, [(shape, context.dtype)], False)
+    y = LOWERINGS[context.operator](inner, flat, moved, keepdim, *rest)
+    return _restored(context, y) if keepdim else y  # type: ignore[return-value]

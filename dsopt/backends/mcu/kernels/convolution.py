@@ -1,0 +1,310 @@
+"""q_conv on channels-last images: TIR walks over groups of four pixels and their borders, micro-kernels do the inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsopt.backends.mcu.kernels.assembly import SUPPORT
+from dsopt.backends.mcu.kernels.channels_last import with_channels_last
+from dsopt.backends.mcu.kernels.depthwise import FILL_PLANE, Planes, channel_kernel, depthwise_stream, plane_kernel
+from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, quad_order, window_kernel
+from dsopt.backends.mcu.kernels.matrix import PIXELS, Store, matrix_kernel, matrix_stream, padded
+from dsopt.backends.mcu.kernels.stream import Array, Weights, read_weights
+from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.registry import Context, UnsuitedError
+from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, element, tirx
+
+_MOST_MOVES = 64
+"""Inputs of a window that are copied one by one, a statement each."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The geometry of a convolution in two dims; one in one dim has a height of 1. Sizes are (height, width)."""
+
+    C: int
+    N: int
+    size: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Return the pixels of the result."""
+        return self.out[0] * self.out[1]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Return whether each pixel of the result is made of one pixel, in the same order."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    def leaves(self, dim: int) -> bool:
+        """Return whether a window may lie partly outside of the image in a dim."""
+        end = (self.out[dim] - 1) * self.stride[dim] - self.padding[dim] + (self.kernel[dim] - 1) * self.dilation[dim]
+        return self.padding[dim] > 0 or end >= self.size[dim]
+
+
+def convolution(
+    context: Context, x: Buffer, weight: Buffer, bias: Buffer | None, multiplier: Buffer, shift: Buffer, factors: Buffer | None,
+    group: int, weight_shape: list[int], weight_bits: int, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
+) -> Buffer:  # fmt: skip
+    """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
+    if transposed:
+        raise UnsuitedError("it is transposed")
+    if x.dtype != "int8" or bits != 8:
+        raise UnsuitedError("its values have 16 bits")
+    if x.shape[0] != 1:
+        raise UnsuitedError(f"its batch is {x.shape[0]}")
+    layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
+    C, N = x.shape[1], context.shape[1]
+    sizes, out, kernel, steps = map(_two, (x.shape[2:], context.shape[2:], weight_shape[2:], stride))
+    image = Image(C, N, sizes, out, kernel, steps, _two(padding, 0), _two(dilation))
+    values = layer.values.reshape(N, -1, *image.kernel)
+    store = Store(y_zero, low, high)
+    if groups == 1:
+        return matrix_convolution(context, x, image, Weights(values, layer.bias, layer.scale), x_zero, store)
+    if groups == C == N:
+        return _depthwise(context, x, image, Weights(values[:, 0], layer.bias, layer.scale), x_zero, store)
+    raise UnsuitedError(f"it has {groups} groups of {C // groups} channels")
+
+
+def _two(values: Sequence[int], filler: int = 1) -> tuple[int, int]:
+    """Return a height and a width for one or two numbers."""
+    height, width = (filler, *values) if len(values) == 1 else values
+    return height, width
+
+
+# ---- all channels of four pixels at a time ----
+
+
+def matrix_convolution(context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store) -> Buffer:
+    """Write a convolution as columns times weights. layer: values (N, C, kh, kw)."""
+    by_rows = _takes_rows(g)
+    order, K = _column_order(g, by_rows, x.channels_last)
+    if not by_rows and len(order) > _MOST_MOVES:
+        raise UnsuitedError(f"it has {g.C} channels, which is no multiple of 4")
+    N = g.N + g.N % 2
+    weights = np.zeros((N, K), np.int64)
+    weights[: g.N, : len(order)] = layer.values.reshape(g.N, -1)[:, order]
+    bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
+    kernel = matrix_kernel(K, N, store)
+    x = with_channels_last(context, x) if by_rows else x
+    stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale)))
+    columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
+    result = context.result(channels_last=True)
+    staged = N != g.N or g.pixels % PIXELS != 0
+    stage = context.temp("stage", (PIXELS, N), "int8") if staged else None
+    groups = -(-g.pixels // PIXELS)
+    with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
+        k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
+        k.use(SUPPORT)
+        source, words = k.read("x", x, x.stored_shape), k.read("stream", stream)
+        y = k.write("y", result, (g.pixels, g.N))
+        block = k.scratch("columns", columns)
+        rest = k.scratch("stage", stage) if stage is not None else None
+        with k.grid(group=groups) as (group,):
+            gather = _Columns(k, g, source, block, x_zero, x.channels_last)
+            with k.loop("p", 0, PIXELS) as p, _inside(k, group, p, g.pixels) as pixel:
+                gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
+            start = (address(block, 0, 0, 0), address(words, 0, 0))
+            if rest is None:
+                k.call(kernel, *start, address(y, group * PIXELS, 0))
+            elif N == g.N:
+                with k.when(group < groups - 1):
+                    k.call(kernel, *start, address(y, group * PIXELS, 0))
+                with k.when(tirx.EQ(group, groups - 1)):
+                    k.call(kernel, *start, address(rest, 0, 0))
+                    _unstage(k, g, rest, y, group)
+            else:
+                k.call(kernel, *start, address(rest, 0, 0))
+                _unstage(k, g, rest, y, group)
+        if x.channels_last:
+            k.may_lie_over(result, x, _lead(g))
+    return result
+
+
+def _takes_rows(g: Image) -> bool:
+    """Return whether columns are copied in rows of whole words; else they are copied value by value."""
+    return g.C % 4 == 0 or (g.kernel[1] * g.C % 4 == 0 and g.dilation[1] == 1 and not g.leaves(1))
+
+
+def _column_order(g: Image, by_rows: bool, is_last: bool) -> tuple[Array, int]:
+    """Return which of the weights (c, ky, kx) belongs to each column, and the number of columns with those that fill up."""
+    numbers = np.arange(g.C * math.prod(g.kernel)).reshape(g.C, *g.kernel)
+    flat = numbers.transpose(1, 2, 0).reshape(-1) if by_rows or is_last else numbers.reshape(-1)
+    if by_rows:
+        flat = flat[quad_order(len(flat))]
+    return flat, padded(len(flat))
+
+
+@contextmanager
+def _inside(k: KernelBuilder, group: Expr, p: Expr, pixels: int) -> Iterator[Expr]:
+    """Name the pixel, and skip those beyond the last in the last group."""
+    pixel = k.let("pixel", group * PIXELS + p)
+    if pixels % PIXELS == 0:
+        yield pixel
+        return
+    with k.when(pixel < pixels):
+        yield pixel
+
+
+def _unstage(k: KernelBuilder, g: Image, stage: TirBuffer, y: TirBuffer, group: Expr) -> None:
+    """Copy what the image has of the results of a group."""
+    with k.loop("row", 0, PIXELS) as row, _inside(k, group, row, g.pixels) as pixel, k.loop("n", 0, g.N) as n:
+        k.store(y, stage[row, n], pixel, n)
+
+
+class _Columns:
+    """Fill the columns of one pixel."""
+
+    def __init__(self, k: KernelBuilder, g: Image, x: TirBuffer, columns: TirBuffer, zero: int, is_last: bool) -> None:
+        self.k, self.g, self.x, self.columns, self.zero, self.is_last = k, g, x, columns, zero, is_last
+
+    def _corner(self, pixel: Expr) -> tuple[Expr, Expr]:
+        """Return the row and column of the image at which the window of a pixel begins."""
+        k, g = self.k, self.g
+        i = k.let("i", tirx.truncdiv(pixel, g.out[1])) if g.out[0] > 1 else 0
+        j = k.let("j", tirx.truncmod(pixel, g.out[1])) if g.out[0] > 1 else pixel
+        return k.let("top", i * g.stride[0] - g.padding[0]), k.let("left", j * g.stride[1] - g.padding[1])
+
+    def _at(self, row: Expr, column: Expr) -> Expr:
+        place = (row, column) if len(self.x.shape) == 4 else (column,)
+        return address(self.x, 0, *place, 0)
+
+    def rows(self, pixel: Expr, p: Expr) -> None:
+        """Copy the rows of the window, each in one call where it lies within the image."""
+        k, g = self.k, self.g
+        if g.is_pointwise:
+            i, j = (tirx.truncdiv(pixel, g.out[1]), tirx.truncmod(pixel, g.out[1])) if g.out[0] > 1 else (0, pixel)
+            quads = g.C // 4
+            k.call(gather_kernel(quads), address(self.columns, 0, p, 0), self._at(i, j), quads)
+            return
+        top, left = self._corner(pixel)
+        row_quads = g.kernel[1] * g.C // 4
+        with k.loop("ky", 0, g.kernel[0]) as ky:
+            row = k.let("row", top + ky * g.dilation[0])
+            target = ky * (row_quads * 2)
+            inside = _within(row, g.size[0])
+            if g.leaves(0):
+                with k.when(tirx.Not(inside)):
+                    k.call(FILL, address(self.columns, target, p, 0), self.zero, row_quads)
+            with k.when(inside) if g.leaves(0) else _always():
+                self._row(row, left, target, p, row_quads)
+
+    def _row(self, row: Expr, left: Expr, target: Expr, p: Expr, row_quads: int) -> None:
+        k, g = self.k, self.g
+        whole = tirx.all(left >= 0, left <= g.size[1] - g.kernel[1])
+        if g.dilation[1] == 1:
+            with k.when(whole) if g.leaves(1) else _always():
+                k.call(gather_kernel(row_quads), address(self.columns, target, p, 0), self._at(row, left), row_quads)
+            if not g.leaves(1):
+                return
+        quads = g.C // 4
+        with k.when(tirx.Not(whole)) if g.dilation[1] == 1 else _always(), k.loop("kx", 0, g.kernel[1]) as kx:
+            column = k.let("column", left + kx * g.dilation[1])
+            place = address(self.columns, target + kx * (quads * 2), p, 0)
+            inside = _within(column, g.size[1])
+            if g.leaves(1):
+                with k.when(tirx.Not(inside)):
+                    k.call(FILL, place, self.zero, quads)
+            with k.when(inside) if g.leaves(1) else _always():
+                k.call(gather_kernel(quads), place, self._at(row, column), quads)
+
+    def window(self, pixel: Expr, p: Expr) -> None:
+        """Copy the window value by value: in one call where it lies within the image."""
+        k, g = self.k, self.g
+        top, left = self._corner(pixel)
+        reach = tuple((g.kernel[dim] - 1) * g.dilation[dim] for dim in (0, 1))
+        whole = tirx.all(top >= 0, top < g.size[0] - reach[0], left >= 0, left < g.size[1] - reach[1])
+        leaves = g.leaves(0) or g.leaves(1)
+        with k.when(whole) if leaves else _always():
+            start = self._at(top, left) if self.is_last else address(self.x, 0, 0, *self._place(top, left))
+            k.call(window_kernel(f"dsopt_window_{k.name}", self._offsets()), address(self.columns, 0, p, 0), start)
+        if leaves:
+            with k.when(tirx.Not(whole)):
+                self._border(top, left, p)
+
+    def _place(self, row: Expr, column: Expr) -> tuple[Expr, ...]:
+        return (row, column) if len(self.x.shape) == 4 else (column,)
+
+    def _offsets(self) -> list[int]:
+        g, (_, W) = self.g, self.g.size
+        rows = [[ky * g.dilation[0], kx * g.dilation[1]] for ky in range(g.kernel[0]) for kx in range(g.kernel[1])]
+        if self.is_last:
+            return [(a * W + b) * g.C + c for a, b in rows for c in range(g.C)]
+        return [c * g.size[0] * W + a * W + b for c in range(g.C) for a, b in rows]
+
+    def _border(self, top: Expr, left: Expr, p: Expr) -> None:
+        """Copy value by value, with the zero point in place of what lies outside."""
+        k, g = self.k, self.g
+        KH, KW = g.kernel
+        extents = {"ky": KH, "kx": KW, "c": g.C} if self.is_last else {"c": g.C, "ky": KH, "kx": KW}
+        (first, a), (second, b), (third, d) = extents.items()
+        with k.loop(first, 0, a) as one, k.loop(second, 0, b) as two, k.loop(third, 0, d) as three:
+            named = dict(zip(extents, (one, two, three), strict=True))
+            row = k.let("row", top + named["ky"] * g.dilation[0])
+            column = k.let("column", left + named["kx"] * g.dilation[1])
+            number = k.let("number", (one * b + two) * d + three)
+            place = self._place(row, column)
+            value = element(self.x, 0, *place, named["c"]) if self.is_last else element(self.x, 0, named["c"], *place)
+            inside = tirx.all(_within(row, g.size[0]), _within(column, g.size[1]))
+            chosen = tirx.if_then_else(inside, tirx.Cast("int16", value), tirx.IntImm("int16", self.zero))
+            k.store(self.columns, chosen, tirx.truncdiv(number, 2), p, tirx.truncmod(number, 2))
+
+
+def _within(place: Expr, size: int) -> Expr:
+    return tirx.all(place >= 0, place < size)
+
+
+@contextmanager
+def _always() -> Iterator[None]:
+    yield
+
+
+def _lead(g: Image) -> int:
+    """Return by how many bytes the result must begin before the input so that no pixel is overwritten before it is read.
+
+    A group of pixels is read whole before it is written; what the groups after it read first is compared with where it ends.
+    """
+    pixel = np.arange(g.pixels)
+    i, j = pixel // g.out[1], pixel % g.out[1]
+    row = np.maximum(i * g.stride[0] - g.padding[0], 0)
+    column = np.maximum(j * g.stride[1] - g.padding[1], 0)
+    first = np.minimum.accumulate(((row * g.size[1] + column) * g.C)[::-1])[::-1]
+    ends = np.arange(PIXELS, g.pixels, PIXELS)
+    return int(max((ends * g.N - first[ends]).max(initial=0), 0))
+
+
+# ---- channel by channel ----
+
+
+def _depthwise(context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store) -> Buffer:
+    planes = Planes(g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
+    x = with_channels_last(context, x)
+    stream = context.weight("stream", depthwise_stream(layer.values, layer))
+    plane = context.temp("plane", (planes.elements,), "int16")
+    result = context.result(channels_last=True)
+    with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
+        k.choice = "depthwise: channel by channel" + (", two results at a time" if planes.is_fast else "")
+        k.use(SUPPORT)
+        source, words = k.read("x", x, (*g.size, g.C)), k.read("stream", stream)
+        y = k.write("y", result, (*g.out, g.C))
+        block = k.scratch("plane", plane)
+        with k.grid(c=g.C) as (c,):
+            with k.when(tirx.EQ(c, 0)):
+                k.call(FILL_PLANE, address(block, 0), x_zero, planes.elements)
+            inner = g.padding[0] * planes.pitch + g.padding[1]
+            k.call(plane_kernel(planes), address(block, inner), address(source, 0, 0, c))
+            k.call(channel_kernel(planes, store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
+        k.may_lie_over(result, x, 0)
+    return result

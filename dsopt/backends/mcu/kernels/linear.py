@@ -1,0 +1,75 @@
+"""q_linear: one row is a vector times a matrix, several are a convolution of one pixel each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dsopt.backends.mcu.kernels.assembly import SUPPORT
+from dsopt.backends.mcu.kernels.convolution import Image, matrix_convolution
+from dsopt.backends.mcu.kernels.dense import CHANNELS, dense_kernel, dense_stream, widen_kernel
+from dsopt.backends.mcu.kernels.matrix import PIXELS, Store
+from dsopt.backends.mcu.kernels.stream import Weights, read_weights
+from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.registry import Context, UnsuitedError
+from dsopt.backends.tir.tvm_adapter import address, tirx
+
+
+def linear(
+    context: Context, x: Buffer, weight: Buffer, bias: Buffer | None, multiplier: Buffer, shift: Buffer, factors: Buffer | None,
+    group: int, weight_shape: list[int], weight_bits: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
+) -> Buffer:  # fmt: skip
+    """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
+    if x.dtype != "int8" or bits != 8:
+        raise UnsuitedError("its values have 16 bits")
+    if x.channels_last:
+        raise UnsuitedError("its input is an image")
+    layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
+    N, K = weight_shape
+    M, store = x.elements // K, Store(y_zero, low, high)
+    if M < PIXELS:
+        return _dense(context, x, M, layer, store)
+    session = context.session
+    rows = session.add_buffer(f"{x.name}_rows", (1, K, M), x.dtype, x.name, True)
+    inner = Context(session, context.operator, context.label, [((1, N, M), context.dtype)], False)
+    one = (1, 1)
+    image = Image(K, N, (1, M), (1, M), one, one, (0, 0), one)
+    values = layer.values.reshape(N, K, 1, 1)
+    y = matrix_convolution(inner, rows, image, Weights(values, layer.bias, layer.scale), x_zero, store)
+    return session.add_buffer(f"{y.name}_rows", context.shape, y.dtype, y.name)
+
+
+def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) -> Buffer:
+    N, K = layer.values.shape
+    wide_N, wide_K = -(-N // CHANNELS) * CHANNELS, -(-K // 4) * 4
+    weights = np.zeros((wide_N, wide_K), np.int64)
+    weights[:N, :K] = layer.values
+    bias, scale = (np.pad(values, (0, wide_N - N), mode="edge") for values in (layer.bias, layer.scale))
+    kernel, quads = dense_kernel(wide_K, wide_N, store), K // 4
+    stream = context.weight("stream", dense_stream(weights, Weights(weights, bias, scale)))
+    widened = context.temp("wide", (wide_K,), "int16")
+    stage = context.temp("stage", (wide_N,), "int8") if wide_N != N else None
+    result = context.result()
+    with context.kernel(multiply_adds=M * N * K) as k:
+        k.choice = "dense: 4 channels at a time"
+        k.use(SUPPORT)
+        source, words = k.read("x", x, (M, K)), k.read("stream", stream)
+        y = k.write("y", result, (M, N))
+        block = k.scratch("wide", widened)
+        rest = k.scratch("stage", stage) if stage is not None else None
+        with k.grid(m=M) as (m,):
+            if quads:
+                k.call(widen_kernel(quads), address(block, 0), address(source, m, 0), quads)
+            for extra in range(K % 4):  # in the order (0, 2, 1) of what is left of four
+                k.store(block, tirx.Cast("int16", source[m, 4 * quads + extra]), 4 * quads + (0, 2, 1)[extra])
+            k.call(
+                kernel,
+                address(block, 0),
+                address(words, 0, 0),
+                address(rest, 0) if rest is not None else address(y, m, 0),
+            )
+            if rest is not None:
+                with k.loop("n", 0, N) as n:
+                    k.store(y, rest[n], m, n)
+        if M == 1:
+            k.may_lie_over(result, x, 0)
+    return result
