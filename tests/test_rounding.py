@@ -15,6 +15,7 @@ from dsopt.ops.rounding import (
     MAX_SHIFT,
     MIN_SHIFT,
     MULTIPLIER_BITS,
+    SPARE_BITS,
     WIDE_LIMIT,
     WIDE_MULTIPLIER_BITS,
     common_factors,
@@ -68,8 +69,10 @@ def test_a_factor_is_near_its_multiplier_and_shift(given_factors: list[float], b
             assert Fraction(factor) * FORMS[bits] <= Fraction(1, 2)
         else:
             assert 1 << (bits - 1) <= multiplier < 1 << bits
+            spare = SPARE_BITS if bits == MULTIPLIER_BITS else 0
+            assert multiplier % (1 << spare) == 0
             error = abs(Fraction(multiplier, 1 << shift) / Fraction(factor) - 1)
-            assert error <= Fraction(1, 1 << bits) or factor > 2.0**20 - 2.0 ** (20 - bits)
+            assert error <= Fraction(1, 1 << (bits - spare)) or factor > 2.0**20 - 2.0 ** (20 - bits + spare)
 
 
 @pytest.mark.parametrize("factor", [2.0**20, -1e-9, math.inf, math.nan])
