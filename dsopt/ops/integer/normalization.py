@@ -11,18 +11,21 @@ from torch import Tensor
 from dsopt.ops.integer.common import TORCH_DTYPES, Array, integer_operator, narrow
 from dsopt.ops.rounding import high_product, shift_right
 
-FINE_BITS = 15
+FINE_BITS = 30
 """Bits after the point of the table of the lower half of a 16-bit difference."""
 
-NORM_BITS = 16
-"""Bits after the point of a normalised value."""
+NORM_BITS = 24
+"""Bits after the point of a normalised value, which is below the root of NORM_ELEMENTS: times 31 bits, it fits int64."""
+
+NORM_ELEMENTS = 1 << 14
+"""A row that is normalised has fewer."""
 
 
 def q_softmax(x: Array, coarse: Array, fine: Array | None, mask: Array | None, axis: int, bits: int) -> Array:
     """Return exp(x - max) / sum along an axis, as int8 in steps of 1/256 from -128 on, or as int16 in steps of 1/32768 from 0 on.
 
     coarse: (256,) int32, exp(-d scale) 2^T by the difference d to the largest int8; with int16 x, by d / 256, and fine: (256,) int32,
-    exp(-d scale) 2^15 by d % 256.  mask: bool, broadcast; what is false takes no part, and a row without any true is all zeros.
+    exp(-d scale) 2^30 by d % 256.  mask: bool, broadcast; what is false takes no part, and a row without any true is all zeros.
 
     With bits = 8, a kernel divides in int32: coarse must not exceed 2^22 (T <= 22), and `size * coarse[0]` must stay below 2^30,
     size being that of the axis. With bits = 16 it divides in int64, and `size * coarse[0]` must stay below 2^47.
@@ -34,7 +37,8 @@ def q_softmax(x: Array, coarse: Array, fine: Array | None, mask: Array | None, a
     if fine is None:
         powers = coarse.astype(np.int64)[difference]
     else:
-        powers = (coarse.astype(np.int64)[difference >> 8] * fine.astype(np.int64)[difference & 255] + (1 << 14)) >> 15
+        powers = coarse.astype(np.int64)[difference >> 8] * fine.astype(np.int64)[difference & 255]
+        powers = shift_right(powers, FINE_BITS)
     powers = np.where(seen, powers, 0)
     total = powers.sum(axis, keepdims=True)
     steps = 1 << (8 if bits == 8 else 15)
@@ -49,8 +53,9 @@ def q_layer_norm(
     """Normalise the last `count` elements of each row, which are the last dims of x, to mean 0 and variance 1; scale and shift them.
 
     With n = count, S and Q the sums of a row and of its squares: (n x - S) / sqrt(n Q - S^2 + epsilon), in which the scale and the
-    zero point of x do not occur, with 16 bits after the point; then times multiplier[i] / 2^31 plus offset[i], over 2^extra_bits.
-    multiplier, offset: (n,) int32.  epsilon: at least 1; n^2 times the square of the largest |x| must stay below 2^62.
+    zero point of x do not occur, with 24 bits after the point; then times multiplier[i] / 2^31 plus offset[i], over 2^extra_bits.
+    multiplier, offset: (n,) int32.  epsilon: at least 1; n must stay below `NORM_ELEMENTS`, n^2 times
+    the square of the largest |x| below 2^62.
     """
     rows = x.reshape(-1, count).astype(np.int64)
     total, squares = rows.sum(1), (rows * rows).sum(1)
@@ -62,7 +67,7 @@ def q_layer_norm(
 
 
 def _inverse_root(variance: Array) -> tuple[Array, Array]:
-    """Return (inverse, shift) with inverse / 2^shift = 2^16 / sqrt(variance) for 0 < variance < 2^62.
+    """Return (inverse, shift) with inverse / 2^shift = 2^24 / sqrt(variance) for 0 < variance < 2^62.
 
     The variance is shifted left by an even number of bits to 2^60..2^62, its root R is 2^30 <= R < 2^31, and inverse = 2^61 // R,
     which is above 2^30 and at most 2^31.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsopt.ops.integer.common import pack_nibbles, stored_weight
+from dsopt.ops.integer.normalization import FINE_BITS, NORM_BITS
 from dsopt.ops.integer.recurrent import SIGMOID, TANH
 from dsopt.ops.rounding import ACCUMULATOR_LIMIT, MULTIPLIER_BITS, WIDE_MULTIPLIER_BITS, multiplier_and_shift
 
@@ -175,14 +176,14 @@ def softmax(
     T = min(22, 29 - math.ceil(math.log2(size))) if bits == 8 else 22
     steps = np.arange(256)
     coarse = np.rint(np.exp(-steps * scale * (256 if x_bits == 16 else 1)) * 2**T).astype(np.int32)
-    fine = np.rint(np.exp(-steps * scale) * 2**15).astype(np.int32) if x_bits == 16 else None
+    fine = np.rint(np.exp(-steps * scale) * 2**FINE_BITS).astype(np.int32) if x_bits == 16 else None
     return Apply("q_softmax", x, coarse, fine, mask, axis, bits)
 
 
 def layer_norm(count: int, s: Settings = DEFAULT, x: Input = FIRST, epsilon: int = 1, extra_bits: int = 10) -> Apply:
     """Weights of about 30 steps for a deviation of 1."""
     random = s.random
-    full = RANGES[s.bits][1] / 4 * 2.0 ** (31 - 16 + extra_bits)
+    full = RANGES[s.bits][1] / 4 * 2.0 ** (31 - NORM_BITS + extra_bits)
     multiplier = np.clip(random.normal(1, 0.5, count) * full, -(2**31), 2**31 - 1).astype(np.int32)
     offset = np.rint(random.normal(0, 10, count) * 2**extra_bits).astype(np.int32)
     return Apply("q_layer_norm", x, multiplier, offset, count, epsilon, extra_bits, *s.output)

@@ -12,7 +12,7 @@ from dsopt.backends.tir.ops.requantize import high_product, shift_right
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, RefusedError, lowering, normalize_dim
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, constant, tirx
-from dsopt.ops.integer.normalization import FINE_BITS, NORM_BITS
+from dsopt.ops.integer.normalization import FINE_BITS, NORM_BITS, NORM_ELEMENTS
 
 # ---- softmax ----
 
@@ -127,7 +127,7 @@ def _layer_norm(
     need_integers(x, multiplier, offset)
     rows = x.elements // count
     largest = reach(x)
-    if epsilon < 1 or (count * largest) ** 2 + epsilon >= 1 << 62:
+    if epsilon < 1 or count >= NORM_ELEMENTS or (count * largest) ** 2 + epsilon >= 1 << 62:
         raise RefusedError(
             f"a normalisation of {count} integers with epsilon {epsilon}",
             "use fewer elements, and an epsilon of at least 1",
@@ -158,7 +158,7 @@ def _layer_norm(
 
 
 def _inverse_root(k: KernelBuilder, variance: TirBuffer) -> tuple[Expr, TirBuffer]:
-    """Return (inverse, places) with inverse / 2^places = 2^16 / sqrt(variance) for 0 < variance < 2^62.
+    """Return (inverse, places) with inverse / 2^places = 2^24 / sqrt(variance) for 0 < variance < 2^62.
 
     The variance is moved to 2^60..2^62 by an even number of bits; its root is found bit by bit from the highest, each kept if the
     square does not exceed the variance (Crenshaw 1998, "Integer square roots").
