@@ -9,12 +9,13 @@ max_lsb_difference           the largest difference of a layer from the NumPy or
 layers, onnxruntime_layers   how many were compared so, each on 16 samples
 oracle_mismatches            of these samples, those where C and oracle differ in a bit of the output
 argmax_disagreements         samples that C and simulation classify differently, the worst seed; of one output: more than a step apart
+exact_disagreements          the same of C and a simulation whose sums of products are in float64 instead of float32
 onnxruntime_disagreements    the same of C and ONNX Runtime
 cpu_seconds                  of quantize-prepare, calibration with 100 samples included, and quantize-convert
 training_cpu_seconds         of training with quantisation, one seed
 
-ptq is calibrated on 100 samples, which are not judged on; ptq+ also equalises channels, chooses roundings and corrects biases by them
-(cross-layer-equalization, adaptive-rounding, bias-correction). qat starts from the same float network; ic is trained on CIFAR-10 as JPEG,
+ptq is calibrated on 100 samples, which are not judged on; ptq+ also chooses by them which weights are rounded up and which down, and
+fits biases (adaptive-rounding). qat starts from the same float network; ic is trained on CIFAR-10 as JPEG,
 to give what the float network gives. kws has no training data here: its rows of qat are a note that says so.
 
 DIR holds models/ and data/ of models/trained.py, data/sst2 (see models/sentiment.py), data/cmapss (see models/turbofan.py), and

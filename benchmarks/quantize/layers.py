@@ -130,6 +130,7 @@ def _onnx_differences(
         given[outside] = (oracle[name] + (_UNSIGNED if dtype == np.uint8 else 0)).astype(dtype)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the cpu target opens it
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     used = {each.name for each in session.get_inputs()}
     every = {name: value for name, value in {**feeds, **given}.items() if name in used}

@@ -14,6 +14,7 @@ from benchmarks.quantize.outputs import (
     build,
     code_outputs,
     disagreements,
+    exact_outputs,
     onnx_outputs,
     output_step,
     program_outputs,
@@ -29,7 +30,7 @@ LAYER_SAMPLES = 16
 
 CALIBRATED = {
     "ptq": "quantize{{weights={}}}",
-    "ptq+": "cross-layer-equalization,quantize-prepare{{weights={}}},adaptive-rounding,bias-correction,quantize-convert",
+    "ptq+": "quantize-prepare{{weights={}}},adaptive-rounding,quantize-convert",
 }
 """The passes of what needs no training, by method."""
 
@@ -87,12 +88,13 @@ def _measured(subject: Subject, built: Sequence[Built], samples: Samples) -> tup
     x, y = samples
     metric, labels = METRICS[subject.metric], y.numpy()
     float_value = metric.function(program_outputs(subject.program, x), labels)
-    values, simulated, other = [], [], []
+    values, simulated, exact, other = [], [], [], []
     for each in built:
         code = code_outputs(each.rounded, each.chip, x)
         values.append(metric.function(code, labels))
         step = output_step(each.rounded)
         simulated.append(disagreements(code, program_outputs(each.rounded, x), step))
+        exact.append(disagreements(code, exact_outputs(each.rounded, x), step))
         other.append(disagreements(code, onnx_outputs(each.cpu, x), step))
     drops = [metric.drop(float_value, value) for value in values]
     measured = {
@@ -104,7 +106,12 @@ def _measured(subject: Subject, built: Sequence[Built], samples: Samples) -> tup
         "spread": float(np.std(drops)),
         "seeds": len(built),
     }
-    return measured, {"argmax_disagreements": max(simulated), "onnxruntime_disagreements": max(other)}
+    differing = {
+        "argmax_disagreements": max(simulated),
+        "exact_disagreements": max(exact),
+        "onnxruntime_disagreements": max(other),
+    }
+    return measured, differing
 
 
 def _agreement(built: Sequence[Built]) -> Row:

@@ -15,7 +15,7 @@ import dsopt
 from benchmarks.quantize import __main__ as quantize
 from benchmarks.quantize import subjects
 from benchmarks.quantize.layers import compare_layers
-from benchmarks.quantize.outputs import disagreements
+from benchmarks.quantize.outputs import disagreements, exact_outputs, program_outputs
 from benchmarks.quantize.rows import calibrated, rows_of
 from dsopt import parse_pipeline
 from dsopt.train import QatResult, qat
@@ -27,7 +27,8 @@ LOWERING = parse_pipeline("lower-integer,fold-constants,remove-dead-code")
 KEYS = {
     "model", "method", "bits", "data", "metric", "accuracy", "float_accuracy", "drop", "drop_unit", "spread", "seeds",
     "max_lsb_difference", "simulation_lsb_difference", "onnxruntime_lsb_difference", "layers", "onnxruntime_layers",
-    "oracle_mismatches", "argmax_disagreements", "onnxruntime_disagreements", "samples", "cpu_seconds", "training_cpu_seconds",
+    "oracle_mismatches", "argmax_disagreements", "exact_disagreements", "onnxruntime_disagreements", "samples", "cpu_seconds",
+    "training_cpu_seconds",
 }  # fmt: skip
 
 
@@ -91,6 +92,25 @@ def test_a_layer_that_differs_is_found_where_it_is_and_not_after_it() -> None:
     assert found.onnxruntime[second] == pytest.approx(3, abs=1)
     assert {**found.onnxruntime, second: 0} == {**right.onnxruntime, second: 0}
     assert found.simulation == right.simulation
+
+
+def test_exact_sums_are_those_of_float64() -> None:
+    """1 is less than half a step of float32 beside 2^25: a sum in float32 loses every one that comes after the large number."""
+    weight = torch.ones(1, 64)
+    weight[0, 0], weight[0, -1] = 2.0**25, -(2.0**25)
+
+    class Sums(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = torch.nn.functional.linear(x, weight)
+            products = x @ weight.reshape(64, 1)
+            image = torch.nn.functional.conv2d(x.reshape(-1, 64, 1, 1), weight.reshape(1, 64, 1, 1)).reshape(-1, 1)
+            return torch.cat([rows, products, image], -1)
+
+    x = torch.ones(3, 64)
+    program = dsopt.capture(dsopt.ModelSpec(Sums(), (x,)))
+    assert exact_outputs(program, x).tolist() == [[62.0] * 3] * 3
+    assert exact_outputs(program, x).dtype == np.float32
+    assert (program_outputs(program, x) != 62).any()
 
 
 def test_answers_differ_by_class_or_by_more_than_a_step() -> None:
