@@ -75,7 +75,7 @@ class McuBackend:
 
     def lowering(self, target: Target) -> tuple[Pass, ...]:
         """Return the passes that turn a quantised program into one of integers."""
-        return parse_pipeline(INTEGER_LOWERING)
+        return parse_pipeline(f"{INTEGER_LOWERING},fold-padding,fuse-residual")
 
     def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the generated C on this computer, which is fast enough for many samples; on the emulated core without a compiler."""

@@ -16,4 +16,4 @@ Arguments that many share:
     wide                 whether the sum is kept in int64
 """
 
-from dsopt.ops.integer import elementwise, embedding, linear, normalization, pooling, recurrent  # noqa: F401  registers them
+from dsopt.ops.integer import elementwise, embedding, linear, normalization, pooling, recurrent, residual  # noqa: F401  registers

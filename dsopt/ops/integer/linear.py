@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsopt.ops.integer.common import TORCH_DTYPES, Array, finish, integer_operator, stored_weight
@@ -23,7 +24,8 @@ def q_conv(
 ) -> Array:  # fmt: skip
     """Convolve (B, C, *spatial) integers in one or two spatial dims; padding stands for the real number 0.
 
-    weight: (N, C / groups, *kernel), or (C, N / groups, *kernel) when transposed; bias: (N,) int32.  Returns (B, N, *spatial').
+    weight: (N, C / groups, *kernel), or (C, N / groups, *kernel) when transposed; bias: (N,) int32.  padding: for each dim, or
+    before each dim and then after each, where the convolution is not transposed.  Returns (B, N, *spatial').
     """
     w = stored_weight(weight, weight_shape, weight_bits, factors, group).astype(np.float64)
     real = x.astype(np.float64) - x_zero
@@ -34,13 +36,18 @@ def q_conv(
     return finish(acc, multiplier.reshape(spread), shift.reshape(spread), y_zero, low, high, bits, wide)
 
 
+def both_sides(padding: Sequence[int], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the padding before and after each spatial dim."""
+    return tuple(padding[:rank]), tuple(padding[-rank:])
+
+
 def _gathered(
     x: Array, w: Array, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], extra: Sequence[int], groups: int
 ) -> Array:  # fmt: skip
     """Sum over kernel positions: y[o] += w[t] x[o * stride + t * dilation - padding]. Exact: all values are whole numbers."""
     B, C = x.shape[:2]
     kernel, N = w.shape[2:], w.shape[0]
-    padded = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(*both_sides(padding, len(stride)), strict=True)])
     sizes = [(padded.shape[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(len(kernel))]
     y = np.zeros((B, groups, N // groups, int(np.prod(sizes))))
     for taps in product(*map(range, kernel)):
@@ -79,13 +86,19 @@ def _strided(
     return (..., *cuts)
 
 
-def _conv_shape(
+def convolution_shape(
     x: Tensor, weight: Tensor, bias: Tensor | None, multiplier: Tensor, shift: Tensor, factors: Tensor | None, group: int,
     weight_shape: Sequence[int], weight_bits: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool, output_padding: Sequence[int], groups: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
 ) -> Tensor:  # fmt: skip
+    """Return the result without data."""
     image = x.new_empty(x.shape, dtype=torch.float32)
     kernel = x.new_empty(tuple(weight_shape), dtype=torch.float32)
+    rank = len(stride)
+    if len(padding) == 2 * rank:
+        before, after = both_sides(padding, rank)
+        image = F.pad(image, [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair])
+        padding = [0] * rank
     y = torch.convolution(image, kernel, None, stride, padding, dilation, transposed, output_padding, groups)
     return torch.empty_like(y, dtype=TORCH_DTYPES[bits])
 
@@ -119,12 +132,13 @@ def _matmul_shape(a: Tensor, b: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(y, dtype=TORCH_DTYPES[rest[7]])  # type: ignore[index]
 
 
-integer_operator(
-    f"q_conv(Tensor x, Tensor weight, Tensor? bias, Tensor multiplier, Tensor shift, {WEIGHTS}, SymInt[] stride, SymInt[] padding, "
-    f"SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, int x_zero, {OUTPUT}) -> Tensor",
-    q_conv,
-    _conv_shape,
+CONVOLUTION = (
+    f"Tensor x, Tensor weight, Tensor? bias, Tensor multiplier, Tensor shift, {WEIGHTS}, SymInt[] stride, SymInt[] padding, "
+    f"SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, int x_zero, {OUTPUT}"
 )
+CONVOLUTION_ARGUMENTS = 21
+
+integer_operator(f"q_conv({CONVOLUTION}) -> Tensor", q_conv, convolution_shape)
 integer_operator(
     f"q_linear(Tensor x, Tensor weight, Tensor? bias, Tensor multiplier, Tensor shift, {WEIGHTS}, int x_zero, {OUTPUT}) -> Tensor",
     q_linear,

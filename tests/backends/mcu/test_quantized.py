@@ -32,6 +32,7 @@ class Image(nn.Module):
         self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU6())
         self.grouped = nn.Conv2d(8, 8, 1, groups=2)
         self.gate = nn.Linear(8, 8)
+        self.residual = nn.Conv2d(8, 8, 3, padding=1)
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
         self.head = nn.Linear(12, 5)
 
@@ -39,6 +40,7 @@ class Image(nn.Module):
         x = self.stem(x)
         mixed = self.grouped(self.depthwise(x))
         x = x + mixed - F.relu(mixed)
+        x = F.relu(x + self.residual(x))
         x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
         small = F.max_pool2d(x, 2)
         joined = torch.cat([self.up(F.avg_pool2d(small, 3, 2, 1)), F.leaky_relu(small[:, :, :4, :4])], 1)

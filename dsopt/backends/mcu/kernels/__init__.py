@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsopt.backends.mcu.kernels.channels_last import elementwise, mean
-from dsopt.backends.mcu.kernels.convolution import convolution
+from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.tir.registry import Lowering
 from dsopt.target import McuTarget
@@ -15,6 +15,7 @@ _ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize
 
 _PAIRS: Mapping[str, Lowering] = {
     "dsopt.q_conv.default": convolution,
+    "dsopt.q_conv_add.default": convolution_add,
     "dsopt.q_linear.default": linear,
     "dsopt.q_mean.default": mean,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from dsopt.backends.mcu.kernels.assembly import SUPPORT
 from dsopt.backends.mcu.kernels.channels_last import with_channels_last
 from dsopt.backends.mcu.kernels.depthwise import FILL_PLANE, Planes, channel_kernel, depthwise_stream, plane_kernel
 from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, quad_order, window_kernel
-from dsopt.backends.mcu.kernels.matrix import PIXELS, Store, matrix_kernel, matrix_stream, padded
+from dsopt.backends.mcu.kernels.matrix import PIXELS, Addition, Store, matrix_kernel, matrix_stream, padded
 from dsopt.backends.mcu.kernels.stream import Array, Weights, read_weights
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, element, tirx
+from dsopt.ops.integer.linear import CONVOLUTION_ARGUMENTS
 
 _MOST_MOVES = 64
 """Inputs of a window that are copied one by one, a statement each."""
@@ -53,12 +55,22 @@ class Image:
         return self.padding[dim] > 0 or end >= self.size[dim]
 
 
+def convolution_add(context: Context, *arguments: Any) -> Buffer:
+    """Lower q_conv_add. Raises UnsuitedError for what no kernel here takes."""
+    residual, residual_zero, factor, residual_factor, shift, *y = arguments[CONVOLUTION_ARGUMENTS:]
+    y_zero = arguments[CONVOLUTION_ARGUMENTS - 5]
+    addition = Addition.of(y_zero, residual_zero, factor, residual_factor, shift, Store(*y))
+    given: tuple[Any, ...] = (*arguments[:CONVOLUTION_ARGUMENTS], residual, addition)
+    return convolution(context, *given)
+
+
 def convolution(
     context: Context, x: Buffer, weight: Buffer, bias: Buffer | None, multiplier: Buffer, shift: Buffer, factors: Buffer | None,
     group: int, weight_shape: list[int], weight_bits: int, stride: list[int], padding: list[int], dilation: list[int],
     transposed: bool, output_padding: list[int], groups: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
+    residual: Buffer | None = None, addition: Addition | None = None,
 ) -> Buffer:  # fmt: skip
-    """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
+    """Lower q_conv, or with a residual q_conv_add. Raises UnsuitedError for what no kernel here takes."""
     if transposed:
         raise UnsuitedError("it is transposed")
     if x.dtype != "int8" or bits != 8:
@@ -68,12 +80,13 @@ def convolution(
     layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
     C, N = x.shape[1], context.shape[1]
     sizes, out, kernel, steps = map(_two, (x.shape[2:], context.shape[2:], weight_shape[2:], stride))
-    image = Image(C, N, sizes, out, kernel, steps, _two(padding, 0), _two(dilation))
+    image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation))
     values = layer.values.reshape(N, -1, *image.kernel)
     store = Store(y_zero, low, high)
     if groups == 1:
-        return matrix_convolution(context, x, image, Weights(values, layer.bias, layer.scale), x_zero, store)
-    if groups == C == N:
+        found = Weights(values, layer.bias, layer.scale)
+        return matrix_convolution(context, x, image, found, x_zero, store, residual, addition)
+    if groups == C == N and residual is None:
         return _depthwise(context, x, image, Weights(values[:, 0], layer.bias, layer.scale), x_zero, store)
     raise UnsuitedError(f"it has {groups} groups of {C // groups} channels")
 
@@ -87,8 +100,14 @@ def _two(values: Sequence[int], filler: int = 1) -> tuple[int, int]:
 # ---- all channels of four pixels at a time ----
 
 
-def matrix_convolution(context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store) -> Buffer:
+def matrix_convolution(
+    context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store, residual: Buffer | None = None,
+    addition: Addition | None = None,
+) -> Buffer:  # fmt: skip
     """Write a convolution as columns times weights. layer: values (N, C, kh, kw)."""
+    staged = g.N % 2 != 0 or g.pixels % PIXELS != 0
+    if staged and residual is not None:
+        raise UnsuitedError("its residual needs pixels in groups of 4 and an even number of channels")
     by_rows = _takes_rows(g)
     order, K = _column_order(g, by_rows, x.channels_last)
     if not by_rows and len(order) > _MOST_MOVES:
@@ -97,18 +116,19 @@ def matrix_convolution(context: Context, x: Buffer, g: Image, layer: Weights, x_
     weights = np.zeros((N, K), np.int64)
     weights[: g.N, : len(order)] = layer.values.reshape(g.N, -1)[:, order]
     bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel = matrix_kernel(K, N, store)
+    kernel = matrix_kernel(K, N, store, addition)
     x = with_channels_last(context, x) if by_rows else x
     stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale)))
     columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
     result = context.result(channels_last=True)
-    staged = N != g.N or g.pixels % PIXELS != 0
+    residual = None if residual is None else with_channels_last(context, residual)
     stage = context.temp("stage", (PIXELS, N), "int8") if staged else None
     groups = -(-g.pixels // PIXELS)
     with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
         k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
         k.use(SUPPORT)
         source, words = k.read("x", x, x.stored_shape), k.read("stream", stream)
+        added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
         y = k.write("y", result, (g.pixels, g.N))
         block = k.scratch("columns", columns)
         rest = k.scratch("stage", stage) if stage is not None else None
@@ -118,7 +138,7 @@ def matrix_convolution(context: Context, x: Buffer, g: Image, layer: Weights, x_
                 gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
             start = (address(block, 0, 0, 0), address(words, 0, 0))
             if rest is None:
-                k.call(kernel, *start, address(y, group * PIXELS, 0))
+                k.call(kernel, *start, *(address(each, group * PIXELS, 0) for each in (y, *added)))
             elif N == g.N:
                 with k.when(group < groups - 1):
                     k.call(kernel, *start, address(y, group * PIXELS, 0))
@@ -130,6 +150,9 @@ def matrix_convolution(context: Context, x: Buffer, g: Image, layer: Weights, x_
                 _unstage(k, g, rest, y, group)
         if x.channels_last:
             k.may_lie_over(result, x, _lead(g))
+        if residual is not None:
+            k.choice += ", residual added in the store"
+            k.may_lie_over(result, residual, 0)
     return result
 
 

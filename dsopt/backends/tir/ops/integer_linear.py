@@ -68,7 +68,7 @@ def _conv(
     transposed: bool, output_padding: list[int], groups: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
 ) -> Buffer:  # fmt: skip
     (B, C, *sizes), (_, N, *out_sizes) = x.shape, context.shape
-    steps = (tuple(stride), tuple(padding), tuple(dilation))
+    steps = (tuple(stride), tuple(padding[: len(stride)]), tuple(dilation))
     geometry = Geometry(B, C, N, groups, tuple(sizes), tuple(out_sizes), tuple(weight_shape[2:]), *steps)
     layer = _Layer(x, bias, multiplier, shift, x_zero)
     stored = StoredWeight.of(weight, weight_shape, weight_bits, factors, group)
