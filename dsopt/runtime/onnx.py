@@ -151,6 +151,8 @@ def _open(artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), p
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    # On x86-64 without VNNI, products of unsigned and signed bytes would be added in saturating int16.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if MODEL not in artifact.files:
         raise ArtifactError("DS0853", f"the artifact has no {MODEL}", fix="compile the model again for cpu")
     path = artifact.path_of(MODEL)

@@ -131,7 +131,10 @@ def write(cx: Emitter, stored: Integers, is_turned: bool = False, is_widened: bo
     value = cx.derive(f"{stored.name}{suffix}", values, _narrow(stored))
     if is_widened and value.dtype not in BYTES:
         value = cx.cast(value, stored.values.dtype)
-    zeros = None if value.dtype == torch.int32 else cx.constant(zero, value.dtype)
+    zeros = None
+    if value.dtype != torch.int32:  # not shared: on CPUs without VNNI, ONNX Runtime rewrites those of weights one by one
+        narrow = _narrow(stored) if value.dtype not in BYTES else None
+        zeros = cx.store(cx.unique(f"{stored.name}.zero_point"), zero.to(stored.values.dtype), narrow)
     return cx.op(
         "DequantizeLinear", value, cx.constant(scale, torch.float32), zeros, dtype=torch.float32,
         axis=axis if scale.dim() else None, block_size=stored.group or None,

@@ -78,6 +78,7 @@ def open_session(model: onnx.ModelProto, is_optimised: bool = True) -> ort.Infer
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if is_optimised else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
