@@ -46,7 +46,9 @@ def build(rounded: Program, x: Tensor) -> Built:
     one = rounded.specialize({"batch": 1}) if rounded.dims else rounded
     cpu, chip = dsopt.compile(rounded, "cpu", passes=()), dsopt.compile(one, CHIP, passes=())
     target = dsopt.parse_target(CHIP)
-    layers = compare_layers(rounded, load_backend(target).lowering(target), cpu, (x,))
+    # fused into a sum, a convolution has the same integers, but nobody sees them
+    lowering = [each for each in load_backend(target).lowering(target) if each.name != "fuse-residual"]
+    layers = compare_layers(rounded, lowering, cpu, (x,))
     same = code_outputs(rounded, chip, x) == layers.oracle_output
     return Built(rounded, cpu, chip, layers, int(np.sum(~same.reshape(len(x), -1).all(1))))
 

@@ -15,7 +15,7 @@ import dsopt
 from benchmarks.quantize import __main__ as quantize
 from benchmarks.quantize import subjects
 from benchmarks.quantize.layers import compare_layers
-from benchmarks.quantize.outputs import disagreements, exact_outputs, program_outputs
+from benchmarks.quantize.outputs import build, disagreements, exact_outputs, program_outputs
 from benchmarks.quantize.rows import calibrated, rows_of
 from dsopt import parse_pipeline
 from dsopt.train import QatResult, qat
@@ -92,6 +92,24 @@ def test_a_layer_that_differs_is_found_where_it_is_and_not_after_it() -> None:
     assert found.onnxruntime[second] == pytest.approx(3, abs=1)
     assert {**found.onnxruntime, second: 0} == {**right.onnxruntime, second: 0}
     assert found.simulation == right.simulation
+
+
+@pytest.mark.mcu
+def test_a_convolution_that_is_fused_into_a_sum_is_compared_too() -> None:
+    class Residual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (torch.nn.Conv2d(2, 2, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return y + self.second(y)
+
+    x = example(8, 2, 5, 5)
+    network = dsopt.ModelSpec(seeded(Residual), (x,), dynamic={"x": {0: "batch"}})
+    built = build(calibrated(dsopt.capture(network), x, 8)[0], x)
+    assert len(built.layers.simulation) == 4  # the input, two convolutions and the sum
+    assert built.mismatches == 0
 
 
 def test_exact_sums_are_those_of_float64() -> None:
