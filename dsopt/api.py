@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsopt.accuracy.gate import Gate, pass_gate
 from dsopt.accuracy.job import Draft, Job
@@ -100,13 +100,15 @@ def build(
     progress: Progress = _no_progress,
     gate: Gate | None = None,
     calibration_samples: int = CALIBRATION_SAMPLES,
+    io: Literal["float", "int8"] = "float",
 ) -> Build:
     """Compile a program and keep what was learned on the way.
 
     passes: instead of the target's own pipeline, in which "..." stands for it: "...,quantize{weights=4}".  data: an .npz, arrays by
     input name, or feeds.  `calibration_samples` of them, drawn by the seed, calibrate; the rest are judged by `gate`; some are used
     for the check, which takes seeded inputs otherwise.  tolerance: largest max|a-b| / max|b| of an output; quantised code is
-    compared with the quantised program, and not with the float one.
+    compared with the quantised program, and not with the float one.  io: "int8" for microcontroller code that takes and gives the
+    integers that it works with; running an artifact from Python takes and gives real numbers either way.
     Raises UnsupportedOpError with all blockers, PassError, BudgetError, ToolchainError, and CheckError where the emitted code
     disagrees with the program, or misses the gate.
     """
@@ -114,10 +116,11 @@ def build(
     backend = load_backend(target)
     _check_program(program, target, backend)
     pipeline = _pipeline(backend, target, passes)
+    if io == "int8" and target.kind != "mcu":
+        raise UsageError("DS0308", f"{target.name} has no ports of integers", fix="leave --io out, or compile for mcu")
+    options = EmitOptions(name, seed, progress, io == "int8")
     samples = None if data is None else read_samples(program, data, gate.labels if gate else LABELS)
-    job = Job(
-        program, target, backend, samples, calibration_samples, EmitOptions(name, seed, progress), tolerance, dump
-    )
+    job = Job(program, target, backend, samples, calibration_samples, options, tolerance, dump)
     if gate is None:
         return _finished(job, job.compile(pipeline), pipeline)
     draft, verdict, pipeline = pass_gate(job, pipeline, gate)

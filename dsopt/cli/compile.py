@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     "--name", default="model", show_default=True, help="Prefix of the C functions of a microcontroller artifact."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--io", type=click.Choice(["float", "int8"]), default="float", show_default=True,
+    help="What a quantised model for a microcontroller takes and gives.",
+)  # fmt: skip
 @click.option("--explain", is_flag=True, help="Say what each pass changed, and what it left alone and why.")
 @click.option(
     "--dump", type=click.Path(file_okay=False, path_type=Path), help="Write the program after each pass to this folder."
@@ -61,7 +65,8 @@ if TYPE_CHECKING:
 def command(
     console: Output, model: str, target: str, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
     explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None, max_drop: float | None, fallback: str,
-    labels: str | None, calibration_samples: int, input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool,
+    labels: str | None, calibration_samples: int, io: Literal["float", "int8"], input: tuple[str, ...], dim: dict[str, int],
+    trust_pickle: bool,
     output: Path | None,
 ) -> None:  # fmt: skip
     """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory.
@@ -91,6 +96,7 @@ def command(
             progress=progress,
             gate=gate,
             calibration_samples=calibration_samples,
+            io=io,
         )
         _refuse(build, fail_on)
         build.artifact.save(place)

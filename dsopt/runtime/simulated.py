@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from dsopt.artifact import Artifact
 from dsopt.errors import ArtifactError, CheckError
 from dsopt.runtime.arrays import Array
 from dsopt.runtime.executor import LayerCost, Profile
+from dsopt.runtime.ports import Port
 from dsopt.simulate import Simulation, TracePoint, choose_simulator, read_image, simulate
 
 IMAGE = "image.elf"
@@ -32,26 +29,6 @@ def open_executor(artifact: Artifact, simulator: str | None = None) -> Simulated
     return SimulatedExecutor(artifact, simulator)
 
 
-@dataclass(frozen=True)
-class _Port:
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    channels_last: bool = False
-
-    @property
-    def byte_count(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
-
-    def read(self, content: bytes) -> Array:
-        found: Array = np.frombuffer(content, self.dtype)
-        if self.channels_last:
-            stored = found.reshape(self.shape[0], *self.shape[2:], self.shape[1])
-            return np.ascontiguousarray(np.moveaxis(stored, -1, 1))
-        copied: Array = found.reshape(self.shape).copy()
-        return copied
-
-
 class SimulatedExecutor:
     """Runs an image over the graph-level names: inputs and "state.NAME" in, outputs and "next.NAME" out.
 
@@ -67,8 +44,10 @@ class SimulatedExecutor:
             raise ArtifactError("DS0861", f"the artifact has no {IMAGE}", fix=_AGAIN)
         self._elf = bytes(artifact.files[IMAGE])
         states = manifest.get("states", ())
-        self._inputs = [_port(entry) for entry in manifest["inputs"]] + [_port(entry, "input") for entry in states]
-        self._outputs = [_port(entry) for entry in manifest["outputs"]] + [_port(entry, "output") for entry in states]
+        self._inputs = [Port.of(entry) for entry in manifest["inputs"]] + [Port.of(entry, "input") for entry in states]
+        self._outputs = [Port.of(entry) for entry in manifest["outputs"]] + [
+            Port.of(entry, "output") for entry in states
+        ]
         self._layers = [entry for entry in manifest.get("layers", ()) if isinstance(entry.get("function"), str)]
         self._seconds = _seconds(self._layers)
         image = read_image(self._elf)
@@ -95,15 +74,13 @@ class SimulatedExecutor:
 
     def trace(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once and return the result of each node that is still in memory when its layer returns, by the node's name."""
-        ports: dict[str, tuple[_Port, TracePoint]] = {}
+        ports: dict[str, tuple[Port, TracePoint]] = {}
         for entry in self._layers:
             where = entry.get("trace")
             if not isinstance(where, Mapping):
                 continue
             try:
-                port = replace(
-                    _port({**where, "name": entry["node"]}), channels_last=where.get("channels_last") is True
-                )
+                port = Port.of({**where, "name": entry["node"]})
                 point = TracePoint(entry["function"], str(where["symbol"]), int(where["offset"]), port.byte_count)
             except (KeyError, ValueError, TypeError) as error:
                 raise ArtifactError(
@@ -135,7 +112,7 @@ class SimulatedExecutor:
     def _simulate(
         self, feeds: Sequence[Mapping[str, Array]], layers: Sequence[str] = (), traces: Sequence[TracePoint] = ()
     ) -> Simulation:
-        runs = [[feed[port.name].tobytes() for port in self._inputs] for feed in feeds]
+        runs = [[port.write(feed[port.name]) for port in self._inputs] for feed in feeds]
         seconds = min(_BASE_SECONDS + self._seconds * len(feeds), _MOST_SECONDS)
         done = simulate(
             self._elf, self._core, runs=runs, layers=layers, traces=traces, simulator=self._simulator, seconds=seconds
@@ -150,15 +127,6 @@ class SimulatedExecutor:
             {port.name: port.read(content) for port, content in zip(self._outputs, contents, strict=True)}
             for contents in done.outputs
         ]
-
-
-def _port(entry: Mapping[str, Any], key: str = "name") -> _Port:
-    shape = tuple(entry["shape"])
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ArtifactError(
-            "DS0862", f"{entry[key]!r} has the shape {list(shape)}, and a chip needs numbers", fix=_AGAIN
-        )
-    return _Port(str(entry[key]), shape, np.dtype(entry["dtype"]))
 
 
 def _seconds(layers: Sequence[Mapping[str, Any]]) -> float:

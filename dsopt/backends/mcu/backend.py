@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
-
-import torch
 
 import dsopt
 from dsopt.artifact import Artifact
 from dsopt.backends.base import INTEGER_LOWERING, Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.mcu.generate import Sources, generate
 from dsopt.backends.mcu.harness import harness_tables, location
+from dsopt.backends.mcu.header import Interface
 from dsopt.backends.mcu.pipeline import pipeline
 from dsopt.backends.mcu.place import Placement, check_budget, place
 from dsopt.backends.tir.program import Kernel
@@ -49,7 +49,7 @@ class McuBackend:
         assert isinstance(target, McuTarget)
         refuse(self.unsupported(program, target), target)
         options.progress(0, 3, "lowering to loops")
-        placement = place(lower(program, special_lowerings(target)))
+        placement = place(lower(program, special_lowerings(target), options.integer_ports))
         check_budget(placement, target)
         options.progress(1, 3, "generating C")
         sources = generate(program, placement, options.name, target.name, dsopt.__version__, options.seed)
@@ -57,14 +57,16 @@ class McuBackend:
         functions = [kernel.name for kernel in placement.program.kernels]
         built = {name: text for name, text in sources.files.items() if name not in ("run_tests.c", "test_vectors.c")}
         built["harness_tables.c"] = harness_tables(sources.names, sources.ports, placement)
-        measured = build_and_measure(built, functions, placement, target, _input_bytes(program, options.seed))
+        measured = build_and_measure(
+            built, functions, placement, target, _input_bytes(program, sources.ports, options.seed)
+        )
         rows = _layers(program, placement, sources)
         for row in rows:
             row["code_bytes"] = measured.code_bytes.get(row["function"])
             row["instructions"] = measured.layers.get(row["function"])
         files = {name: text.encode() for name, text in sources.files.items()} | state_files(program)
         manifest = {
-            **signature_manifest(program),
+            **_stored(signature_manifest(program), sources.ports),
             "target": target.name,
             "c_prefix": sources.names.prefix,
             "layers": rows,
@@ -98,11 +100,20 @@ class McuBackend:
         return open_executor(artifact), f"an emulated {artifact.target.partition(':')[2]}"
 
 
-def _input_bytes(program: Program, seed: int) -> list[bytes]:
+def _stored(manifest: dict[str, Any], ports: Interface) -> dict[str, Any]:
+    """Return the manifest with what inputs and outputs are in memory where that is a grid."""
+    for key, group in (("inputs", ports.inputs), ("outputs", ports.outputs)):
+        for entry, port in zip(manifest[key], group, strict=True):
+            if port.grid is not None:
+                entry["stored"] = {"dtype": port.buffer.dtype, **dataclasses.asdict(port.grid)}
+    return manifest
+
+
+def _input_bytes(program: Program, ports: Interface, seed: int) -> list[bytes]:
     """Return seeded inputs and the first values of the states, as the harness takes them."""
-    states = [program.weights[state.name] for state in program.states]
-    values: list[torch.Tensor] = [*example_inputs(program, seed=seed), *states]
-    return [value.detach().contiguous().numpy().tobytes() for value in values]
+    states = [program.weights[state.name].detach().contiguous().numpy().tobytes() for state in program.states]
+    values = [value.detach().contiguous().numpy() for value in example_inputs(program, seed=seed)]
+    return [port.stored(each).tobytes() for port, each in zip(ports.inputs, values, strict=True)] + states
 
 
 def _weight_bytes(placement: Placement, kernel: Kernel) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dsopt.artifact import Artifact
+from dsopt.runtime.ports import Port
 from dsopt.simulate.desk import DeskModel
 
 Array = npt.NDArray[Any]
@@ -21,12 +20,10 @@ class DeskExecutor:
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.manifest
         states = manifest.get("states", ())
-        self._inputs = [*_ports(manifest["inputs"]), *_ports(states, "input")]
-        self._outputs = [*_ports(manifest["outputs"]), *_ports(states, "output")]
+        self._inputs = [Port.of(each) for each in manifest["inputs"]] + [Port.of(each, "input") for each in states]
+        self._outputs = [Port.of(each) for each in manifest["outputs"]] + [Port.of(each, "output") for each in states]
         files = {name: bytes(artifact.files[name]) for name in artifact.files if name.endswith((".c", ".h"))}
-        taken, given = (
-            [math.prod(shape) * dtype.itemsize for _, shape, dtype in ports] for ports in (self._inputs, self._outputs)
-        )
+        taken, given = ([port.byte_count for port in ports] for ports in (self._inputs, self._outputs))
         self._model = DeskModel(files, str(manifest["c_prefix"]), taken, given, len(states))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -35,19 +32,12 @@ class DeskExecutor:
 
     def run_many(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Run once for each of `feeds`, carrying no state from one to the next."""
-        runs = [[np.ascontiguousarray(feed[name]).tobytes() for name, _, _ in self._inputs] for feed in feeds]
+        runs = [[port.write(feed[port.name]) for port in self._inputs] for feed in feeds]
         return [
-            {
-                name: np.frombuffer(content, dtype).reshape(shape)
-                for (name, shape, dtype), content in zip(self._outputs, each, strict=True)
-            }
+            {port.name: port.read(content) for port, content in zip(self._outputs, each, strict=True)}
             for each in self._model.run_many(runs)
         ]
 
     def close(self) -> None:
         """Delete what was built."""
         self._model.close()
-
-
-def _ports(entries: Sequence[Mapping[str, Any]], key: str = "name") -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    return [(str(entry[key]), tuple(entry["shape"]), np.dtype(entry["dtype"])) for entry in entries]

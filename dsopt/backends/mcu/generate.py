@@ -33,9 +33,13 @@ class Sources:
 def interface(program: Program, loops: LoopProgram) -> Interface:
     """Return inputs, outputs and states under the user's names."""
     signature = program.signature
+
+    def port(name: str, buffer: str) -> Port:
+        return Port(name, loops.buffers[buffer], loops.grids.get(buffer))
+
     return Interface(
-        [Port(spec.name, loops.buffers[name]) for spec, name in zip(signature.inputs, loops.inputs, strict=True)],
-        [Port(spec.name, loops.buffers[name]) for spec, name in zip(signature.outputs, loops.outputs, strict=True)],
+        [port(spec.name, name) for spec, name in zip(signature.inputs, loops.inputs, strict=True)],
+        [port(spec.name, name) for spec, name in zip(signature.outputs, loops.outputs, strict=True)],
         [Port(state.name, loops.buffers[state.buffer]) for state in loops.states],
     )
 
@@ -56,7 +60,7 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
         files["dsopt_math.h"] = (package_files(__package__) / "dsopt_math.h").read_text(encoding="utf-8")
     digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
     files["model.h"] = model_header(names, ports, placement, target, version, digest)
-    files["test_vectors.c"] = test_vectors_source(names, seeded_vector(program, seed))
+    files["test_vectors.c"] = test_vectors_source(names, seeded_vector(program, ports, seed))
     files["run_tests.c"] = run_tests_source(names, ports, TEST_TOLERANCE)
     return Sources(files, names, ports)
 
@@ -76,9 +80,12 @@ def kernels_header(micro: Sequence[MicroKernel], target: str) -> str:
     return "\n".join([head, *(each.text for each in micro)])
 
 
-def seeded_vector(program: Program, seed: int) -> Sample:
-    """Return seeded inputs and what the program itself gives for them."""
+def seeded_vector(program: Program, ports: Interface, seed: int) -> Sample:
+    """Return seeded inputs and what the program itself gives for them, as they lie in memory."""
     inputs = example_inputs(program, seed=seed)
     outputs = program.run(*inputs)
-    as_arrays = [[value.detach().contiguous().numpy() for value in group] for group in (inputs, outputs)]
+    as_arrays = [
+        [port.stored(value.detach().contiguous().numpy()) for port, value in zip(group, values, strict=True)]
+        for group, values in ((ports.inputs, inputs), (ports.outputs, outputs))
+    ]
     return Sample(*as_arrays)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dsopt.backends.mcu.c_text import Names, comment, string_literal
 from dsopt.backends.mcu.place import Placement
-from dsopt.backends.tir.c_source import C_TYPES
-from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.c_source import C_TYPES, float_literal
+from dsopt.backends.tir.program import Buffer, Grid
+from dsopt.ops.rounding import quantize
 from dsopt.passes.memory.arena import ALIGNMENT
 
 
@@ -18,6 +22,14 @@ class Port:
 
     name: str
     buffer: Buffer
+    grid: Grid | None = None
+
+    def stored(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return an array of the program as it lies in memory."""
+        if self.grid is None:
+            return values
+        g = self.grid
+        return quantize(values, g.scale, g.zero_point, g.low, g.high).astype(self.buffer.dtype)
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,14 @@ def _port_macros(macro: str, kind: str, number: int, port: Port) -> str:
         f"{base}_SHAPE {{{shape}}}\n"
         f"{base}_ELEMENTS {buffer.elements}\n"
         f"{base}_BYTES {buffer.size_bytes}\n"
-    )
+    ) + _grid_macros(base, port.grid)
+
+
+def _grid_macros(base: str, grid: Grid | None) -> str:
+    """Return the macros of a port of integers: they stand for SCALE * (q - ZERO_POINT)."""
+    if grid is None:
+        return ""
+    return f"{base}_SCALE {float_literal(grid.scale)}\n{base}_ZERO_POINT ({grid.zero_point})\n"
 
 
 def _assertions(macro: str, ports: Interface) -> str:

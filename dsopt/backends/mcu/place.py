@@ -8,8 +8,9 @@ from typing import Any
 
 from dsopt.backends.tir.program import Buffer, LoopProgram
 from dsopt.errors import BudgetError
-from dsopt.passes.memory.arena import Plan, aligned, plan_arena
+from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
+from dsopt.passes.memory.overlay import Overlay, plan_overlays
 from dsopt.target import McuTarget
 
 
@@ -73,7 +74,13 @@ def place(program: LoopProgram) -> Placement:
         states[state.buffer] = top
         top += aligned(program.buffers[state.buffer].size_bytes)
     weights = sum(b.size_bytes for b in program.buffers.values() if b.kind == "weight" and b.alias_of is None)
-    return Placement(program, plan_arena(lives), {life.name: life for life in lives}, states, top, weights)
+    overlays = [
+        Overlay(roots[each.output], roots[each.input], each.shift, each.exact)
+        for kernel in program.kernels
+        for each in kernel.overlaps
+        if roots[each.input] not in after
+    ]
+    return Placement(program, plan_overlays(lives, overlays), {life.name: life for life in lives}, states, top, weights)
 
 
 def check_budget(placement: Placement, target: McuTarget) -> None:

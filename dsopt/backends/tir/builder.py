@@ -135,9 +135,12 @@ class KernelBuilder:
         if function not in self.micro:
             self.micro.append(function)
 
-    def may_lie_over(self, output: Buffer, source: Buffer, shift: int) -> None:
-        """Say that the result may lie over an operand that ends here, if it starts at least `shift` bytes before it."""
-        self.overlaps.append(Overlap(output.name, source.name, shift))
+    def may_lie_over(self, output: Buffer, source: Buffer, shift: int, exact: bool = False) -> None:
+        """Say that the result may lie over an operand that ends here, if it starts at least `shift` bytes before it.
+
+        exact: only if both start at the same byte.
+        """
+        self.overlaps.append(Overlap(output.name, source.name, shift, exact))
 
     # ---- result ----
 

@@ -18,7 +18,8 @@ from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
 from dsopt.backends.tir.arguments import bind_arguments, buffers_of, free_name, nearest, on_meta, tir_dtype
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.decompose import decompose
-from dsopt.backends.tir.program import Buffer, BufferKind, Kernel, LoopProgram, State, channels_to_end
+from dsopt.backends.tir.ports import integer_inputs, integer_outputs, rounds_input
+from dsopt.backends.tir.program import Buffer, BufferKind, Grid, Kernel, LoopProgram, State, channels_to_end
 from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, RefusedError, UnsuitedError, identifier
 from dsopt.backends.tir.tvm_adapter import element
 from dsopt.ir import Program
@@ -34,13 +35,14 @@ _KERNEL_WORDS = {
 """How the function of a layer is called after its operator, where that is not the operator's own name."""
 
 
-def lower(program: Program, special: Mapping[str, Lowering] | None = None) -> LoopProgram:
+def lower(program: Program, special: Mapping[str, Lowering] | None = None, integer_ports: bool = False) -> LoopProgram:
     """Lower every node. Raises ValueError listing the blockers; ask `blockers` first to show them to a user.
 
     special: better lowerings for a target, by operator; where one raises UnsuitedError, the generic one takes over. They may
-    take and give buffers with channels last, which generic lowerings get in the order of their shape.
+    take and give buffers with channels last, which generic lowerings get in the order of their shape.  integer_ports: inputs that
+    are only rounded to one grid, and outputs that are only read off one, become integers themselves.
     """
-    lowerer = _Lowerer(program, special or {})
+    lowerer = _Lowerer(program, special or {}, integer_ports)
     lowerer.run()
     if lowerer.blockers:
         raise ValueError("; ".join(map(str, lowerer.blockers)))
@@ -49,7 +51,7 @@ def lower(program: Program, special: Mapping[str, Lowering] | None = None) -> Lo
 
 def blockers(program: Program) -> tuple[Blocker, ...]:
     """Return every node that has no lowering, or whose lowering refuses its arguments, in the order of the graph."""
-    lowerer = _Lowerer(program, {})
+    lowerer = _Lowerer(program, {}, False)
     lowerer.run()
     return tuple(lowerer.blockers)
 
@@ -65,9 +67,11 @@ _CHECKS = frozenset(
 
 
 class _Lowerer:
-    def __init__(self, program: Program, special: Mapping[str, Lowering]) -> None:
+    def __init__(self, program: Program, special: Mapping[str, Lowering], integer_ports: bool) -> None:
         self.program = program
         self.special = special
+        self.ports = integer_inputs(program) | integer_outputs(program) if integer_ports else {}
+        self.grids: dict[str, Grid] = {}
         self.blockers: list[Blocker] = []
         self.kernels: list[Kernel] = []
         self.buffers: dict[str, Buffer] = {}
@@ -220,6 +224,9 @@ class _Lowerer:
             self.values[node] = self._declare(states[node], shape, dtype, "state", None)
         else:
             name = self.program.signature.inputs[self.program.inputs.index(node)].name
+            if node in self.ports:
+                dtype = tir_dtype(next(iter(node.users)).meta["val"].dtype)
+                self.grids[name] = self.ports[node]
             self.values[node] = self._declare(name, shape, dtype, "input", None)
 
     def _typed(self, value: torch.Tensor) -> tuple[tuple[int, ...], str]:
@@ -253,6 +260,11 @@ class _Lowerer:
         name = str(node.target)
         if name in _CHECKS:
             return None
+        if node in self.ports or rounds_input(node, self.ports):
+            source = self.planar(self._argument(node.args[0]))
+            if node in self.ports:
+                self.grids[source.name] = self.ports[node]
+            return source
         function = LOWERINGS.get(name)
         outputs = value if isinstance(value, (tuple, list)) else [value]
         if not any(isinstance(each, torch.Tensor) for each in outputs) and value is not None:
@@ -334,6 +346,7 @@ class _Lowerer:
             tuple(o.name for o in outputs),
             states,
             results,
+            {name: grid for name, grid in self.grids.items() if name in kept},
         )
 
     def _owned(self, node: fx.Node) -> Buffer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -61,11 +61,15 @@ class MicroKernel:
 
 @dataclass(frozen=True)
 class Overlap:
-    """`output` may lie over `input`, which nothing reads later, if it starts at least `shift` bytes before it."""
+    """`output` may lie over `input`, which nothing reads later, if it starts at least `shift` bytes before it.
+
+    exact: only if it starts where the input starts.
+    """
 
     output: str
     input: str
     shift: int
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,23 @@ class State:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The real numbers that the integers of a buffer stand for: scale * (q - zero_point), q in low..high."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
 class LoopProgram:
     """Kernels in order, every buffer by name, and the values of weights and the first values of states.
 
     inputs, outputs: buffer names in the order of the model's signature; an output may be an alias of any other buffer.
     constants: array of each weight buffer that a kernel or an output uses, and of each state buffer (its first value).
     results: the buffer with the (first) result of each graph node that has kernels, by the node's name.
+    grids: of inputs and outputs that are integers here and real numbers in the program.
     """
 
     kernels: tuple[Kernel, ...]
@@ -126,6 +141,7 @@ class LoopProgram:
     outputs: tuple[str, ...]
     states: tuple[State, ...]
     results: Mapping[str, str]
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def root(self, name: str) -> Buffer:
         """Return the buffer that owns the bytes of `name`, following aliases."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dsopt.backends.mcu.kernels.channels_last import elementwise, mean
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.linear import linear
+from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
 from dsopt.backends.tir.registry import Lowering
 from dsopt.target import McuTarget
 
@@ -18,6 +19,8 @@ _PAIRS: Mapping[str, Lowering] = {
     "dsopt.q_conv_add.default": convolution_add,
     "dsopt.q_linear.default": linear,
     "dsopt.q_mean.default": mean,
+    "dsopt.q_max_pool.default": max_pool,
+    "dsopt.q_avg_pool.default": average_pool,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},
 }
 """Lowerings over pairs of int16, for cores with the DSP extension; their portable bodies run anywhere."""

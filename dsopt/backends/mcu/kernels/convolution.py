@@ -329,5 +329,5 @@ def _depthwise(context: Context, x: Buffer, g: Image, layer: Weights, x_zero: in
             inner = g.padding[0] * planes.pitch + g.padding[1]
             k.call(plane_kernel(planes), address(block, inner), address(source, 0, 0, c))
             k.call(channel_kernel(planes, store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
-        k.may_lie_over(result, x, 0)
+        k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
     return result
