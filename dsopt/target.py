@@ -17,7 +17,7 @@ from dsopt.errors import UsageError
 
 @dataclass(frozen=True)
 class Core:
-    """A microcontroller core: how it is compiled for and where it can be emulated."""
+    """A microcontroller core: how it is compiled for and where it can be emulated; nowhere, if `simulators` is empty."""
 
     name: str
     family: str  # "arm" or "riscv"
@@ -38,6 +38,9 @@ CORES: dict[str, Core] = {
         Core("cortex-m7", "arm", True, True, False, ("unicorn", "qemu")),
         Core("cortex-m33", "arm", True, True, False, ("unicorn", "qemu")),
         Core("cortex-m55", "arm", True, True, True, ("qemu",), "runs where qemu-system-arm is installed"),
+        Core("cortex-m85", "arm", True, True, True, (), "compiled and assembled only"),
+        Core("rv32imc", "riscv", False, False, False, ("unicorn",), "portable C, as of ESP32-C3"),
+        Core("rv32imafc", "riscv", True, False, False, ("unicorn",), "portable C, as of ESP32-P4"),
     )
 }
 

@@ -32,7 +32,7 @@ def _about(name: str) -> str:
     units = [word for word, has in (("FPU", core.has_fpu), ("DSP", core.has_dsp), ("MVE", core.has_mve)) if has]
     parts = [
         "with " + ", ".join(units) if units else "without FPU",
-        "runs on " + " and ".join(core.simulators),
+        "runs on " + " and ".join(core.simulators) if core.simulators else "",
         core.note,
     ]
     return "; ".join(part for part in parts if part)

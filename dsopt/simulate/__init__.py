@@ -2,8 +2,9 @@
 
     simulate(elf, "cortex-m4", runs=[[x.tobytes()], ...], layers=["model_layer_0", ...]) -> Simulation
 
-Unicorn comes from PyPI, knows every core but the Cortex-M55, and counts for each layer and function. QEMU runs where
-qemu-system-arm is installed, and counts a whole run. On the same image both count the same. firmware/README.md says what an image is.
+Unicorn comes from PyPI, knows the Cortex-M0 to M33 and RISC-V, and counts for each layer and function. QEMU runs where
+qemu-system-arm is installed, knows the Cortex-M3 to M55, and counts a whole run. Nothing emulates a Cortex-M85. On the same
+image both count the same. firmware/README.md says what an image is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dsopt.target import CORES
 __all__ = ["Cost", "Simulation", "TracePoint", "choose_simulator", "read_image", "simulate"]
 
 _SIMULATORS = ("unicorn", "qemu")
+_AGAIN = "compile the model again"
 _REPORT = "if dsopt made this image, this is a bug of dsopt: please report it"
 
 
@@ -66,9 +68,11 @@ def simulate(
     chosen = choose_simulator(core, simulator)
     elf = image if isinstance(image, bytes) else _content(image)
     read = read_image(elf)
+    if read.family != CORES[core].family:
+        raise ReadError("DS1003", f"the image is for {read.family}, and a {core} is {CORES[core].family}", fix=_AGAIN)
     for name in layers:
         if name not in read.symbols:
-            raise ReadError("DS1003", f"the image has no function {name!r}", fix="compile the model again")
+            raise ReadError("DS1003", f"the image has no function {name!r}", fix=_AGAIN)
     fitting = mailboxes.runs_that_fit(read)
     if fitting == 0:
         raise InputError("DS1006", "the inputs and outputs of one run are larger than the simulator's mailbox")
@@ -100,6 +104,8 @@ def choose_simulator(core: str, wanted: str | None = None) -> str:
     if wanted is not None and wanted not in _SIMULATORS:
         raise UsageError("DS1013", f"unknown simulator {wanted!r}", fix="known: " + ", ".join(_SIMULATORS))
     known = [name for name in _SIMULATORS if name in CORES[core].simulators]
+    if not known:
+        raise ToolchainError("DS1014", f"nothing emulates a {core}: code for it is compiled and assembled only")
     if wanted is not None and wanted not in known:
         raise UsageError("DS1013", f"{wanted} does not emulate a {core}", fix="use " + " or ".join(known))
     installed = {
@@ -123,7 +129,7 @@ def _on_unicorn(
     for trace in traces:
         for name in (trace.function, trace.symbol):
             if name not in image.symbols:
-                raise ReadError("DS1003", f"the image has no symbol {name!r}", fix="compile the model again")
+                raise ReadError("DS1003", f"the image has no symbol {name!r}", fix=_AGAIN)
         read = unicorn.TraceRead(image.symbols[trace.function], image.symbols[trace.symbol] + trace.offset, trace.bytes)
         end = image.memory.ram_origin + image.memory.ram_bytes
         if not image.memory.ram_origin <= read.address <= read.address + read.bytes <= end:
@@ -169,9 +175,9 @@ def _check(image: Image, answer: Answer) -> None:
     if answer.status == mailboxes.OVERFLOW:
         raise CheckError("DS1001", "the image faulted: its stack ran out", fix=_REPORT)
     if answer.status == mailboxes.REFUSED:
-        raise ReadError("DS1003", "the image and its table of inputs and outputs differ", fix="compile the model again")
+        raise ReadError("DS1003", "the image and its table of inputs and outputs differ", fix=_AGAIN)
     if answer.status not in (mailboxes.DONE, mailboxes.CODE):
-        raise CheckError("DS1004", "the image ended without an answer", fix="compile the model again")
+        raise CheckError("DS1004", "the image ended without an answer", fix=_AGAIN)
 
 
 def _together(

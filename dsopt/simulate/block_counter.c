@@ -22,6 +22,7 @@ typedef int (*register_reader)(void *uc, int id, void *value);
 static memory_reader read_memory;
 static register_reader read_register;
 static int link_register;
+static int is_riscv; /* else Thumb */
 
 static const uint64_t *entries; /* of the layers */
 static uint32_t entry_count;
@@ -43,8 +44,9 @@ static int64_t last_slot = -1;
 static uint64_t last_end;
 static int failed;
 
-int counter_start(memory_reader memory, register_reader registers, int lr, uint64_t run, const uint64_t *layers, uint32_t count) {
-  read_memory = memory, read_register = registers, link_register = lr;
+int counter_start(memory_reader memory, register_reader registers, int lr, uint64_t run, const uint64_t *layers, uint32_t count,
+                  int riscv) {
+  read_memory = memory, read_register = registers, link_register = lr, is_riscv = riscv;
   run_entry = run, entries = layers, entry_count = count;
   slot_capacity = 1u << 14;
   run_capacity = 1u << 10;
@@ -72,6 +74,8 @@ static int grow(void) {
   return 0;
 }
 
+static int is_long(const uint8_t *code) { return is_riscv ? (code[0] & 3) == 3 : code[1] >> 3 >= 29; }
+
 static uint32_t count_instructions(void *uc, uint64_t address, uint32_t size) {
   uint8_t code[LARGEST_BLOCK];
   if (size > LARGEST_BLOCK || read_memory(uc, address, code, size) != 0) {
@@ -79,7 +83,7 @@ static uint32_t count_instructions(void *uc, uint64_t address, uint32_t size) {
     return 0;
   }
   uint32_t count = 0;
-  for (uint32_t at = 0; at + 2 <= size; ++count) at += code[at + 1] >> 3 >= 29 ? 4 : 2;
+  for (uint32_t at = 0; at + 2 <= size; ++count) at += is_long(code + at) ? 4 : 2;
   return count;
 }
 

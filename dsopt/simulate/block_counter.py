@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsopt.simulate.cycles import instruction_count
+from dsopt.simulate.encoding import instruction_count
 
 NO_LAYER = -1
 
@@ -29,8 +29,9 @@ class Block:
 
 @dataclass
 class PythonCounter:
-    """A block hook in Python. entries: addresses of the layers."""
+    """A block hook in Python. family: of the core, "arm" or "riscv".  entries: addresses of the layers."""
 
+    family: str
     link_register: int
     run_entry: int
     entries: Sequence[int]
@@ -74,7 +75,7 @@ class PythonCounter:
         key = (frames[-1][1], address, size)
         block = self.blocks.get(key)
         if block is None:
-            count = instruction_count(bytes(uc.mem_read(address, size)))
+            count = instruction_count(bytes(uc.mem_read(address, size)), self.family)
             block = self.blocks[key] = Block(*key, instructions=count)
         block.hits += 1
         self._run_instructions += block.instructions
@@ -101,7 +102,7 @@ class _Slot(ctypes.Structure):
 class NativeCounter:
     """The block hook of block_counter.c. Raises OSError or AttributeError if the library is not what it should be."""
 
-    def __init__(self, library: str, link_register: int, run_entry: int, entries: Sequence[int]) -> None:
+    def __init__(self, library: str, family: str, link_register: int, run_entry: int, entries: Sequence[int]) -> None:
         from unicorn.unicorn_py3 import unicorn as binding
 
         self._engine = binding.uclib
@@ -113,7 +114,12 @@ class NativeCounter:
         readers = self._engine.uc_mem_read, self._engine.uc_reg_read
         pointers = [ctypes.cast(function, ctypes.c_void_p) for function in readers]
         if self._code.counter_start(
-            *pointers, link_register, ctypes.c_uint64(run_entry), self._entries, ctypes.c_uint32(len(entries))
+            *pointers,
+            link_register,
+            ctypes.c_uint64(run_entry),
+            self._entries,
+            ctypes.c_uint32(len(entries)),
+            int(family == "riscv"),
         ):
             raise MemoryError("the block counter has no memory")
 

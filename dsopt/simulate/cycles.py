@@ -1,4 +1,4 @@
-"""An estimate of cycles from executed instructions, and how Thumb code is told apart. An estimate: say so wherever it is shown.
+"""An estimate of cycles from executed Thumb instructions. An estimate: say so wherever it is shown.
 
 The rule: one cycle an instruction, but a load 2 (1 right after another load), a load or store of n words 1+n, an integer
 division 6, a taken branch 2 more; VFMA and VMLA 3, VDIV and VSQRT 14. That is the table of the Cortex-M4 (Arm DDI 0439, tables 3-1
@@ -24,11 +24,6 @@ def instructions(code: bytes) -> Iterator[tuple[int, int]]:
         else:
             yield first, -1
             offset += 2
-
-
-def instruction_count(code: bytes) -> int:
-    """Return the number of instructions of a block."""
-    return sum(1 for _ in instructions(code))
 
 
 def block_cycles(code: bytes) -> int:

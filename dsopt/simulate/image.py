@@ -1,4 +1,4 @@
-"""Reads an image: an ELF file for a bare Arm core, linked with the firmware of this folder. It may come from a stranger.
+"""Reads an image: an ELF file for a bare Arm or RISC-V core, linked with the firmware of this folder. It may come from a stranger.
 
 Needs pyelftools; what it finds is checked before it is used, and sizes are bounded.
 """
@@ -23,6 +23,7 @@ PAGE = 4096
 _MAX_BYTES = 1 << 29
 _MAX_SPANS = 4096
 _AGAIN = "compile the model again"
+_FAMILIES = {"EM_ARM": "arm", "EM_RISCV": "riscv"}
 _SYMBOLS = ("harness_reset", "harness_exit", "harness_run", "harness_counter_ticks", "harness_stack_top")
 
 
@@ -46,7 +47,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Image:
-    """What the simulators need to know of an image. functions: (address, name), ascending; symbols: name -> address."""
+    """What the simulators need to know of an image. functions: (address, name), ascending; symbols: name -> address;
+    family: of the core that it is for, as `dsopt.target.Core` names it."""
 
     segments: tuple[Segment, ...]
     functions: tuple[tuple[int, str], ...]
@@ -54,6 +56,7 @@ class Image:
     memory: MemoryMap
     inputs: tuple[Span, ...]
     outputs: tuple[Span, ...]
+    family: str = "arm"
 
     def read(self, address: int, count: int) -> bytes:
         """Return initial bytes at an address. Raises ReadError if the image has none there."""
@@ -79,11 +82,12 @@ def read_image(content: bytes) -> Image:
         ) from error
     try:
         elf = ELFFile(io.BytesIO(content))
-        if elf.elfclass != 32 or not elf.little_endian or elf["e_machine"] != "EM_ARM":
-            raise _refused("it is no 32-bit little-endian ELF file for Arm")
+        family = _FAMILIES.get(elf["e_machine"])
+        if elf.elfclass != 32 or not elf.little_endian or family is None:
+            raise _refused("it is no 32-bit little-endian ELF file for Arm or RISC-V")
         segments = _segments(elf)
         functions, symbols = _symbols(elf)
-        return _checked(segments, functions, symbols)
+        return _checked(segments, functions, symbols, family)
     except ReadError:
         raise
     except Exception as error:  # pyelftools raises nearly anything for damaged files
@@ -127,7 +131,9 @@ def _symbols(elf: Any) -> tuple[tuple[tuple[int, str], ...], dict[str, int]]:
     return tuple(sorted(functions.items())), symbols
 
 
-def _checked(segments: tuple[Segment, ...], functions: tuple[tuple[int, str], ...], symbols: dict[str, int]) -> Image:
+def _checked(
+    segments: tuple[Segment, ...], functions: tuple[tuple[int, str], ...], symbols: dict[str, int], family: str
+) -> Image:
     missing = [name for name in (*_SYMBOLS, "harness_map") if name not in symbols]
     if missing:
         raise _refused(f"it has no symbol {missing[0]!r}")
@@ -138,7 +144,7 @@ def _checked(segments: tuple[Segment, ...], functions: tuple[tuple[int, str], ..
     vectors = min((segment.load_address for segment in segments), default=0)
     memory = MemoryMap(vectors, *words[2:])
     _check_map(memory, segments)
-    return Image(segments, functions, symbols, memory, _spans(empty, "input"), _spans(empty, "output"))
+    return Image(segments, functions, symbols, memory, _spans(empty, "input"), _spans(empty, "output"), family)
 
 
 def _check_map(memory: MemoryMap, segments: tuple[Segment, ...]) -> None:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Executed instructions, and the cycles that they are estimated to take: an estimate (see cycles.py), never a measurement."""
+    """Executed instructions, and the cycles that they are estimated to take: an estimate (see cycles.py), never a measurement.
+
+    estimated_cycles: None for RISC-V, whose cores differ too much for one rule.
+    """
 
     instructions: int
-    estimated_cycles: int
+    estimated_cycles: int | None
 
 
 @dataclass(frozen=True)
@@ -54,4 +57,6 @@ class Simulation:
     @property
     def estimated_cycles(self) -> int | None:
         """Estimate the cycles of all runs together; None where only instructions are known."""
-        return sum(cost.estimated_cycles for cost in self.functions.values()) if self.functions else None
+        cycles = [cost.estimated_cycles for cost in self.functions.values()]
+        known = [count for count in cycles if count is not None]
+        return sum(known) if known and len(known) == len(cycles) else None

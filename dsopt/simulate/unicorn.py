@@ -15,6 +15,7 @@ from dsopt.simulate.block_counter import Block
 from dsopt.simulate.boards import TIMER_NONE
 from dsopt.simulate.host_compiler import block_counter_library
 from dsopt.simulate.image import PAGE, Image
+from dsopt.target import CORES
 
 MODELS = {
     "cortex-m0": "CORTEX_M0",
@@ -23,8 +24,10 @@ MODELS = {
     "cortex-m4": "CORTEX_M4",
     "cortex-m7": "CORTEX_M7",
     "cortex-m33": "CORTEX_M33",
+    "rv32imc": "SIFIVE_E31",  # RV32IMAC
+    "rv32imafc": "SIFIVE_U34",  # RV32GC
 }
-"""Core -> Unicorn's name of the model."""
+"""Core -> Unicorn's name of the model. The RISC-V models have more than their cores: what is legal is settled by the assembler."""
 
 _SYSTEM_CONTROL = 0xE000_E000
 _GRACE_SECONDS = 15.0  # for the start of the interpreter, and for a child that does not stop by itself
@@ -99,8 +102,9 @@ def _job(
     content = b"".join(segment.content for segment in image.segments) + mailbox
     writes = [(segment.load_address, len(segment.content)) for segment in image.segments]
     job = {
+        "family": image.family,
         "model": MODELS[core],
-        "has_fpu": core in ("cortex-m4", "cortex-m7", "cortex-m33"),
+        "has_fpu": CORES[core].has_fpu,
         "regions": _regions(image, len(mailbox)),
         "writes": [*writes, (memory.mailbox_origin, len(mailbox))],
         "stack": image.symbols["harness_stack_top"],

@@ -9,12 +9,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from dsopt.simulate.block_counter import NativeCounter, PythonCounter
 
-_PAGE = 4096
+
+@dataclass(frozen=True)
+class _Machine:
+    """An engine and its registers. start_bit: what an address has in addition that is jumped to, 1 for Thumb code."""
+
+    engine: Any
+    stack_pointer: int
+    link_register: int
+    program_counter: int
+    start_bit: int
 
 
 def main() -> int:
@@ -31,27 +40,23 @@ def main() -> int:
 def run(job: dict[str, Any], source: BinaryIO) -> tuple[dict[str, Any], bytes]:
     """Emulate. job: as `unicorn.py` makes it; source gives the bytes of its "writes". Returns the answer and the bytes of its reads."""
     import unicorn
-    from unicorn import arm_const as arm
 
-    # Never UC_MODE_MCLASS: Unicorn 2.1 then ignores the model and emulates a Cortex-M33.
-    uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
-    uc.ctl_set_cpu_model(getattr(arm, "UC_CPU_ARM_" + job["model"]))
+    machine = _arm(job) if job["family"] == "arm" else _riscv(job)
+    uc = machine.engine
     for address, count, is_code in job["regions"]:
         kind = unicorn.UC_PROT_EXEC if is_code else unicorn.UC_PROT_WRITE
         uc.mem_map(address, count, unicorn.UC_PROT_READ | kind)
     for address, count in job["writes"]:
         uc.mem_write(address, source.read(count))
-    uc.reg_write(arm.UC_ARM_REG_SP, job["stack"])
-    if job["has_fpu"]:
-        uc.reg_write(arm.UC_ARM_REG_FPEXC, 1 << 30)
-    counter = _counter(job, uc, arm.UC_ARM_REG_LR)
+    uc.reg_write(machine.stack_pointer, job["stack"])
+    counter = _counter(job, uc, machine.link_register)
     traced = _trace(job, uc)
     answer: dict[str, Any] = {"status": "ended", "error": ""}
     try:
-        uc.emu_start(job["start"] | 1, job["exit"], timeout=int(job["seconds"] * 1e6))
+        uc.emu_start(job["start"] | machine.start_bit, job["exit"], timeout=int(job["seconds"] * 1e6))
     except unicorn.UcError as error:
         answer |= {"status": "fault", "error": str(error)}
-    answer["pc"] = uc.reg_read(arm.UC_ARM_REG_PC)
+    answer["pc"] = uc.reg_read(machine.program_counter)
     if answer["status"] == "ended" and answer["pc"] & ~1 != job["exit"]:
         answer["status"] = "stopped"
     blocks, answer["runs"] = counter.result()
@@ -61,8 +66,29 @@ def run(job: dict[str, Any], source: BinaryIO) -> tuple[dict[str, Any], bytes]:
     return answer, content
 
 
+def _arm(job: dict[str, Any]) -> _Machine:
+    import unicorn
+    from unicorn import arm_const as arm
+
+    # Never UC_MODE_MCLASS: Unicorn 2.1 then ignores the model and emulates a Cortex-M33.
+    uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
+    uc.ctl_set_cpu_model(getattr(arm, "UC_CPU_ARM_" + job["model"]))
+    if job["has_fpu"]:
+        uc.reg_write(arm.UC_ARM_REG_FPEXC, 1 << 30)
+    return _Machine(uc, arm.UC_ARM_REG_SP, arm.UC_ARM_REG_LR, arm.UC_ARM_REG_PC, 1)
+
+
+def _riscv(job: dict[str, Any]) -> _Machine:
+    import unicorn
+    from unicorn import riscv_const as riscv
+
+    uc = unicorn.Uc(unicorn.UC_ARCH_RISCV, unicorn.UC_MODE_RISCV32)
+    uc.ctl_set_cpu_model(getattr(riscv, "UC_CPU_RISCV32_" + job["model"]))
+    return _Machine(uc, riscv.UC_RISCV_REG_SP, riscv.UC_RISCV_REG_RA, riscv.UC_RISCV_REG_PC, 0)
+
+
 def _counter(job: dict[str, Any], uc: Any, link_register: int) -> NativeCounter | PythonCounter:
-    where = link_register, job["run"], job["layers"]
+    where = job["family"], link_register, job["run"], job["layers"]
     if job["counter"]:
         try:
             native = NativeCounter(job["counter"], *where)

@@ -10,6 +10,7 @@ import pytest
 from dsopt.backends.mcu import toolchain
 from dsopt.backends.mcu.toolchain import BuildOptions, find_toolchain
 from dsopt.simulate.qemu import PROGRAM
+from dsopt.target import CORES
 
 needs_qemu = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
 needs_gcc = pytest.mark.skipif(shutil.which(toolchain.GCC) is None, reason=f"{toolchain.GCC} is not installed")
@@ -31,10 +32,11 @@ void harness_init(void) {}
 """
 
 
-def assembler(name: str, lines: str) -> str:
+def assembler(name: str, lines: str, family: str = "arm") -> str:
     """Return a C function that is exactly these instructions, separated by semicolons."""
-    text = "".join(f'"{line.strip()}\\n"' for line in lines.split(";"))
-    return f'__attribute__((naked, noinline, used)) int {name}(void) {{ __asm__ volatile(".syntax unified\\n" {text}); }}\n'
+    syntax = ".syntax unified; " if family == "arm" else ""
+    text = "".join(f'"{line.strip()}\\n"' for line in (syntax + lines).split(";"))
+    return f"__attribute__((naked, noinline, used)) int {name}(void) {{ __asm__ volatile({text}); }}\n"
 
 
 @functools.cache
@@ -48,4 +50,6 @@ def image(model: str, tables: str, core: str = "cortex-m4", compiler: str = "", 
 
 def run_image(lines: str, core: str = "cortex-m4", compiler: str = "") -> bytes:
     """Return an image without inputs and outputs, of which one run is these instructions."""
-    return image("typedef int nothing;\n", NO_PORTS + assembler("harness_run", lines), core, compiler)
+    return image(
+        "typedef int nothing;\n", NO_PORTS + assembler("harness_run", lines, CORES[core].family), core, compiler
+    )

@@ -47,6 +47,46 @@ def test_a_run_counts_the_instructions_that_were_written(core: str) -> None:
     assert {name: cost.instructions for name, cost in done.functions.items()} == {"harness_run": LOOP_INSTRUCTIONS}
 
 
+RISCV_LOOP = "li a0, 100; 1: addi a0, a0, -1; bnez a0, 1b; c.nop; lui a1, 0x12345; c.nop; ret"
+
+
+@pytest.mark.parametrize("core", ["rv32imc", "rv32imafc"])
+def test_a_run_on_riscv_counts_what_was_written(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = simulate(run_image(RISCV_LOOP, core), core)
+    assert compiled.run_instructions == (1 + 2 * 100 + 3 + 1,)
+    assert compiled.estimated_cycles is None
+    _python_counter(monkeypatch)
+    assert simulate(run_image(RISCV_LOOP, core), core) == compiled
+
+
+def test_layers_on_riscv_count_what_they_call() -> None:
+    model = """
+int layer_first(void);
+int layer_second(void);
+int helper(void);
+""" + "".join(
+        (
+            assembler("helper", "li a1, 3; 1: addi a1, a1, -1; bnez a1, 1b; ret", "riscv"),  # 8
+            assembler("layer_first", "addi sp, sp, -16; sw ra, 12(sp); call helper; lw ra, 12(sp); addi sp, sp, 16; ret", "riscv"),
+            assembler("layer_second", "tail helper", "riscv"),
+        )
+    )  # fmt: skip
+    run = assembler(
+        "harness_run",
+        "addi sp, sp, -16; sw ra, 0(sp); call layer_first; call layer_second; li a0, 0; lw ra, 0(sp); addi sp, sp, 16; ret",
+        "riscv",
+    )
+    tables = "int layer_first(void);\nint layer_second(void);\n" + NO_PORTS + run
+    done = simulate(image(model, tables, "rv32imc"), "rv32imc", layers=LAYERS)
+    counts = {name: cost.instructions for name, cost in done.functions.items()}
+    assert counts["helper"] == 16
+    # a call is one instruction or two, as the linker found it in reach
+    assert done.layers["layer_first"].instructions == 8 + counts["layer_first"]
+    assert done.layers["layer_second"].instructions == 8 + counts["layer_second"]
+    assert done.instructions == sum(counts.values())
+    assert done.stack_bytes == 16 + 4  # down to the lowest word that was written
+
+
 def test_skipped_and_long_instructions_count_one_each() -> None:
     lines = (
         "movs r0, #0; cmp r0, #1; ite eq; moveq r0, #7; movne r0, #0; add.w r1, r0, r0, lsl #3; movw r2, #4097; bx lr"

@@ -52,6 +52,8 @@ def samples(count: int) -> np.ndarray[Any, Any]:
         ("cortex-m4", "zig"),
         ("cortex-m7", "zig"),
         ("cortex-m33", "zig"),
+        ("rv32imc", "zig"),
+        ("rv32imafc", "zig"),
         pytest.param("cortex-m0plus", "gcc", marks=needs_gcc),
         pytest.param("cortex-m4", "gcc", marks=needs_gcc),
     ],
@@ -64,11 +66,23 @@ def test_every_core_computes_in_float32_as_numpy_does(core: str, compiler: str) 
     np.testing.assert_allclose(got, want, rtol=3e-7, atol=1e-7)
 
 
-def test_hard_float_code_uses_the_floating_point_unit() -> None:
-    cheap = simulate(polynomial("cortex-m4"), "cortex-m4", runs=[[bytes(32)]])
-    soft = simulate(polynomial("cortex-m3"), "cortex-m3", runs=[[bytes(32)]])
+@pytest.mark.parametrize(("hard_core", "soft_core"), [("cortex-m4", "cortex-m3"), ("rv32imafc", "rv32imc")])
+def test_hard_float_code_uses_the_floating_point_unit(hard_core: str, soft_core: str) -> None:
+    cheap = simulate(polynomial(hard_core), hard_core, runs=[[bytes(32)]])
+    soft = simulate(polynomial(soft_core), soft_core, runs=[[bytes(32)]])
     assert cheap.instructions * 4 < soft.instructions
     assert set(cheap.functions) <= {"run", "layer_square", "layer_sum", "harness_run"}
+
+
+def test_an_image_for_another_family_is_refused() -> None:
+    for built, core in (("rv32imc", "cortex-m0"), ("cortex-m4", "rv32imc")):
+        with pytest.raises(ReadError, match=r"DS1003: the image is for (riscv|arm), and a .* is (riscv|arm)"):
+            simulate(polynomial(built), core, runs=[[bytes(32)]])
+
+
+def test_a_core_that_nothing_emulates_says_so() -> None:
+    with pytest.raises(ToolchainError, match="DS1014: nothing emulates a cortex-m85"):
+        choose_simulator("cortex-m85")
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)

@@ -1,4 +1,4 @@
-"""Compiles generated C with the simulator's firmware to one image, with ziglang or arm-none-eabi-gcc, and weighs the image.
+"""Compiles generated C with the simulator's firmware to one image, with ziglang or a cross-compiling gcc, and weighs the image.
 
 What belongs to the model and what to the firmware is told apart by section: see simulate/firmware/README.md.
 """
@@ -30,24 +30,31 @@ VARIABLE = "DSOPT_TOOLCHAIN"
 """The environment variable that chooses between "zig" and "gcc"; without it, ziglang where it is installed."""
 
 GCC = "arm-none-eabi-gcc"
+_GCCS = {"arm": GCC, "riscv": "riscv64-unknown-elf-gcc"}
+_GCC_PACKAGES = {"arm": "gcc-arm-none-eabi", "riscv": "gcc-riscv64-unknown-elf"}
 
 # Zig names the FPU of no Cortex-M as a part of the core: without these features its code calls soft float. M7 and M33 may
 # have the double-precision unit, and many do not: single precision is what all of them run.
 _ZIG_CORES = {
-    "cortex-m0": ("eabi", "cortex_m0"),
-    "cortex-m0plus": ("eabi", "cortex_m0plus"),
-    "cortex-m3": ("eabi", "cortex_m3"),
-    "cortex-m4": ("eabihf", "cortex_m4+vfp4d16sp"),
-    "cortex-m7": ("eabihf", "cortex_m7+fp_armv8d16sp-fp64"),
-    "cortex-m33": ("eabihf", "cortex_m33+dsp+fp_armv8d16sp-fp64"),
-    "cortex-m55": ("eabihf", "cortex_m55+mve_fp"),
+    "cortex-m0": ("thumb-freestanding-eabi", "cortex_m0"),
+    "cortex-m0plus": ("thumb-freestanding-eabi", "cortex_m0plus"),
+    "cortex-m3": ("thumb-freestanding-eabi", "cortex_m3"),
+    "cortex-m4": ("thumb-freestanding-eabihf", "cortex_m4+vfp4d16sp"),
+    "cortex-m7": ("thumb-freestanding-eabihf", "cortex_m7+fp_armv8d16sp-fp64"),
+    "cortex-m33": ("thumb-freestanding-eabihf", "cortex_m33+dsp+fp_armv8d16sp-fp64"),
+    "cortex-m55": ("thumb-freestanding-eabihf", "cortex_m55+mve_fp"),
+    "cortex-m85": ("thumb-freestanding-eabihf", "cortex_m85+mve_fp"),
+    "rv32imc": ("riscv32-freestanding", "generic_rv32+m+c"),
+    "rv32imafc": ("riscv32-freestanding", "generic_rv32+m+a+f+c"),
 }
 _GCC_FPUS = {
     "cortex-m4": "fpv4-sp-d16",
     "cortex-m7": "fpv5-sp-d16",
     "cortex-m33": "fpv5-sp-d16",
     "cortex-m55": "auto",
+    "cortex-m85": "auto",
 }
+_GCC_ABIS = {"rv32imc": "ilp32", "rv32imafc": "ilp32f"}
 
 _COMPILE = (
     "-std=c99", "-ffreestanding", "-fno-builtin", "-fomit-frame-pointer", "-ffunction-sections", "-fdata-sections",
@@ -152,8 +159,10 @@ class Toolchain:
 
     def _core_flags(self, core: str) -> tuple[str, ...]:
         if self.name == "zig":
-            abi, name = _ZIG_CORES[core]
-            return "-target", f"thumb-freestanding-{abi}", f"-mcpu={name}"
+            triple, name = _ZIG_CORES[core]
+            return "-target", triple, f"-mcpu={name}"
+        if core in _GCC_ABIS:
+            return f"-march={core}", f"-mabi={_GCC_ABIS[core]}"
         base = f"-mcpu={core}", "-mthumb"
         return (
             (*base, "-mfloat-abi=hard", f"-mfpu={_GCC_FPUS[core]}")
@@ -181,6 +190,11 @@ class Toolchain:
 
     def _refused(self, what: str, errors: str) -> ToolchainError:
         lines = [line for line in errors.splitlines() if line.strip()]
+        if self.name == "gcc" and any(re.search("(unrecognized|unknown).*-m(cpu|arch)", line) for line in lines):
+            return ToolchainError(
+                "DS1025", f"{self.version} does not know this core", why=lines[0],
+                fix="install a newer one, or pip install dsopt[mcu] for ziglang, and unset DSOPT_TOOLCHAIN",
+            )  # fmt: skip
         return ToolchainError(
             "DS1021", f"{self.version} could not {what}", why="\n".join(lines[:_SHOWN_LINES]),
             fix="this is a bug of dsopt, unless the disk is full: please report it with the model",
@@ -188,7 +202,7 @@ class Toolchain:
 
 
 def find_toolchain(core: str) -> Toolchain:
-    """Return the compiler for a core: what DSOPT_TOOLCHAIN says, else ziglang, else arm-none-eabi-gcc.
+    """Return the compiler for a core: what DSOPT_TOOLCHAIN says, else ziglang, else the gcc of its family.
 
     Raises ToolchainError if there is none, UsageError for an unknown core or choice.
     """
@@ -197,10 +211,11 @@ def find_toolchain(core: str) -> Toolchain:
     chosen = os.environ.get(VARIABLE, "")
     if chosen not in ("", "zig", "gcc"):
         raise UsageError("DS1023", f"{VARIABLE}={chosen!r} is no toolchain", fix="set it to zig or gcc, or not at all")
-    ways = {"zig": "pip install dsopt[mcu]", "gcc": "apt-get install gcc-arm-none-eabi"}
+    family = CORES[core].family
+    ways = {"zig": "pip install dsopt[mcu]", "gcc": f"apt-get install {_GCC_PACKAGES[family]}"}
     wanted = [chosen] if chosen else ["zig", "gcc"]
     for name in wanted:
-        found = _find_zig() if name == "zig" else _find_gcc()
+        found = _find_zig() if name == "zig" else _find_gcc(_GCCS[family])
         if found is not None:
             return found
     raise ToolchainError(
@@ -218,15 +233,15 @@ def _find_zig() -> Toolchain | None:
     return Toolchain("zig", f"zig {version}", (str(program), "cc"))
 
 
-def _find_gcc() -> Toolchain | None:
-    path = shutil.which(GCC)
+def _find_gcc(program: str = GCC) -> Toolchain | None:
+    path = shutil.which(program)
     if path is None:
         return None
     try:
         done = subprocess.run([path, "-dumpfullversion"], check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return Toolchain("gcc", f"{GCC} {done.stdout.strip()}", (path,)) if done.returncode == 0 else None
+    return Toolchain("gcc", f"{program} {done.stdout.strip()}", (path,)) if done.returncode == 0 else None
 
 
 def _zig_cache(folder: Path) -> Path:

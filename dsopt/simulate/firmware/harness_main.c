@@ -3,12 +3,20 @@
 
 #define STACK_FILL 0xA5A5A5A5u
 
+#ifdef __riscv
+#define RETURN "ret"
+#define READ_STACK_POINTER "mv %0, sp"
+#else
+#define RETURN "bx lr"
+#define READ_STACK_POINTER "mov %0, sp"
+#endif
+
 extern uint32_t harness_stack_limit[];
 
 void harness_main(void);
 
 /* One instruction: what harness_measure and its stack frame cost by themselves is what they say of this function. */
-__attribute__((naked, noinline, used)) static int harness_empty(void) { __asm__ volatile("bx lr"); }
+__attribute__((naked, noinline, used)) static int harness_empty(void) { __asm__ volatile(RETURN); }
 
 typedef struct {
   uint64_t ticks;
@@ -18,7 +26,7 @@ typedef struct {
 
 static uint32_t *stack_pointer(void) {
   uint32_t *value;
-  __asm__ volatile("mov %0, sp" : "=r"(value));
+  __asm__ volatile(READ_STACK_POINTER : "=r"(value));
   return value;
 }
 

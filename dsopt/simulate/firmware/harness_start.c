@@ -1,6 +1,8 @@
 /* Vectors, reset, faults and the end of the simulation, for Armv6-M to Armv8.1-M. */
 #include "harness.h"
 
+#ifdef __arm__
+
 extern uint32_t harness_stack_top[];
 extern const uint32_t harness_data_load[];
 extern uint32_t harness_data_start[], harness_data_end[], harness_bss_start[], harness_bss_end[];
@@ -70,3 +72,5 @@ __attribute__((section(".harness_vectors"), used)) static const harness_vector_t
     harness_stack_top,
     {harness_reset, harness_fault, harness_fault, harness_fault, harness_fault, harness_fault, harness_fault, harness_fault,
      harness_fault, harness_fault, harness_fault, harness_fault, harness_fault, harness_fault, harness_fault}};
+
+#endif

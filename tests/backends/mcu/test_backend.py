@@ -110,7 +110,7 @@ def agrees(artifact: Artifact, program: Program, core: str, steps: int = 1) -> f
 
 
 @pytest.mark.mcu
-@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "cortex-m33"])
+@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "cortex-m33", "rv32imc", "rv32imafc"])
 def test_an_image_gives_eagers_numbers_on_emulated_cores(core: str, conv_program: Program) -> None:
     program = prepared(conv_program.specialize({"batch": 1}))
     artifact = McuBackend().emit(program, McuTarget(core), EmitOptions())
@@ -119,6 +119,15 @@ def test_an_image_gives_eagers_numbers_on_emulated_cores(core: str, conv_program
     assert memory["arena_bytes"] <= memory["static_bytes"] <= memory["ram_bytes"] < memory["arena_bytes"] + 2048
     assert 0 < memory["stack_bytes"] < 1024
     assert memory["weight_bytes"] < memory["flash_bytes"] < memory["weight_bytes"] + 20_000
+
+
+@pytest.mark.mcu
+def test_an_image_that_nothing_emulates_says_that_it_was_not_run(conv_program: Program) -> None:
+    program = prepared(conv_program.specialize({"batch": 1}))
+    artifact = McuBackend().emit(program, McuTarget("cortex-m85"), EmitOptions())
+    why = "nothing emulates a cortex-m85: code for it is compiled and assembled only"
+    assert artifact.manifest["memory"]["why_not_run"] == why
+    assert McuBackend().check_executor(artifact) == (None, why)
 
 
 @pytest.mark.mcu

@@ -66,7 +66,7 @@ def assert_equal(model: Joined, program: Program, got: list[np.ndarray]) -> None
 
 
 @pytest.mark.mcu
-@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4"])
+@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "rv32imc", "rv32imafc"])
 def test_emulated_cores_give_the_bits_of_the_reference(core: str) -> None:
     model, program = joined()
     artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())

@@ -17,12 +17,16 @@ from dsopt.backends.mcu.toolchain import BuildOptions, Toolchain, find_toolchain
 from dsopt.errors import ReadError, ToolchainError, UsageError
 from dsopt.simulate import firmware, read_image, simulate
 from dsopt.simulate.boards import BOARDS, WIDE
+from dsopt.target import CORES
 from tests.simulate.images import NO_PORTS, needs_gcc, run_image
 
 pytestmark = pytest.mark.mcu
 
-CORES = ["cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
 COMPILERS = ["zig", pytest.param("gcc", marks=needs_gcc)]
+NEW = ("cortex-m85", "rv32imc", "rv32imafc")  # which the gcc of a distribution may not know
+BUILDS = [("zig", core) for core in CORES] + [
+    pytest.param("gcc", core, marks=needs_gcc) for core in CORES if core not in NEW
+]
 
 MODEL = """
 #include "model.h"
@@ -48,8 +52,11 @@ def compiler(name: str) -> Toolchain:
     return found
 
 
-@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "cortex-m55"])
-@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize(
+    ("name", "core"),
+    [(name, core) for name, core in BUILDS[: len(CORES)] if core in ("cortex-m0", "cortex-m4", "cortex-m55", *NEW)]
+    + [pytest.param("gcc", core, marks=needs_gcc) for core in ("cortex-m0", "cortex-m4", "cortex-m55")],
+)
 def test_a_model_is_weighed_without_the_firmware(name: str, core: str) -> None:
     sizes = measure_image(compiler(name).compile(SOURCES, core).elf)
     assert {key: sizes.symbols[key] for key in ("weights", "arena", "counter")} == {
@@ -80,8 +87,7 @@ def test_an_image_keeps_no_debug_sections() -> None:
     assert [section.name for section in elf.iter_sections() if section.name.startswith((".debug", ".comment"))] == []
 
 
-@pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize(("name", "core"), BUILDS)
 def test_the_firmware_compiles_without_a_warning_for_every_core(name: str, core: str) -> None:
     read = read_image(compiler(name).compile(SOURCES, core).elf)
     assert read.memory.ram_origin == (BOARDS[core].memory if core in BOARDS else WIDE).ram_origin
@@ -239,6 +245,46 @@ def test_a_compiler_that_cannot_start_or_end_is_a_sentence(monkeypatch: pytest.M
     monkeypatch.setattr(toolchain.subprocess, "run", hangs)
     with pytest.raises(ToolchainError, match=r"DS1022: gcc did not finish"):
         Toolchain("gcc", "gcc", ("gcc",)).compile(SOURCES, "cortex-m4")
+
+
+@needs_gcc
+def test_a_gcc_that_does_not_know_the_core_says_so() -> None:
+    with pytest.raises(ToolchainError, match="DS1025: arm-none-eabi-gcc .* does not know this core") as caught:
+        compiler("gcc").compile(SOURCES, "cortex-m99")
+    assert "cortex-m99" in caught.value.why
+
+
+ILLEGAL = {
+    "cortex-m0": "sdiv r0, r1, r2",
+    "cortex-m3": "smlad r0, r1, r2, r3",
+    "cortex-m4": "vmladava.s8 r0, q0, q1",
+    "cortex-m85": "fadd.s fa0, fa1, fa2",
+    "rv32imc": "fadd.s fa0, fa1, fa2",
+    "rv32imafc": "fadd.d fa0, fa1, fa2",
+}
+LEGAL = {
+    "cortex-m4": "smlad r0, r1, r2, r3",
+    "cortex-m55": "vmladava.s8 r0, q0, q1",
+    "cortex-m85": "vmladava.s8 r0, q0, q1",
+    "rv32imc": "mul a0, a1, a2",
+    "rv32imafc": "fmadd.s fa0, fa1, fa2, fa3",
+}
+
+
+def assembled(core: str, line: str) -> bytes:
+    run = f'int harness_run(void) {{ __asm__ volatile("{line}"); return 0; }}\n'
+    return compiler("zig").compile({"harness_tables.c": '#include "harness.h"\n' + NO_PORTS + run}, core).elf
+
+
+@pytest.mark.parametrize(("core", "line"), ILLEGAL.items())
+def test_the_assembler_knows_what_a_core_has_not(core: str, line: str) -> None:
+    with pytest.raises(ToolchainError, match=r"DS1021.*could not compile"):
+        assembled(core, line)
+
+
+@pytest.mark.parametrize(("core", "line"), LEGAL.items())
+def test_the_assembler_knows_what_a_core_has(core: str, line: str) -> None:
+    assert read_image(assembled(core, line)).family == CORES[core].family
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
