@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
+from dsopt.cli.limits import choose_target, limiting
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
 from dsopt.errors import CheckError, UsageError
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Compile a model for a target.")
 @click.argument("model")
-@click.option(
-    "--target", "-t", required=True, help="What to compile for: cpu, cuda:sm_90, mcu:cortex-m4; see dsopt targets."
-)
+@limiting
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path),
     help="Folder to write, or one file if it ends in .dsopt. By default MODEL-TARGET in this folder.",
@@ -63,7 +62,8 @@ if TYPE_CHECKING:
 @reading_models
 @speaking
 def command(
-    console: Output, model: str, target: str, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
+    console: Output, model: str, target: str | None, board: str | None, boards: tuple[Path, ...], ram: str | None,
+    flash: str | None, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
     explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None, max_drop: float | None, fallback: str,
     labels: str | None, calibration_samples: int, io: Literal["float", "int8"], input: tuple[str, ...], dim: dict[str, int],
     trust_pickle: bool,
@@ -75,11 +75,10 @@ def command(
     no choice of layers to raise is good enough.
     """
     from dsopt import api
-    from dsopt.target import parse_target
 
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", name):
         raise UsageError("DS0909", f"--name {name!r} is no C identifier", fix="Use letters, digits and underscores.")
-    chosen = parse_target(target)
+    chosen = choose_target(target, board, boards, ram, flash)
     gate = make_gate(metric, max_drop, fallback, labels)
     place = output or default_output(model, chosen.name)
     with console.bars() as progress:

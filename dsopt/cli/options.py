@@ -63,6 +63,15 @@ def fixing_dims(function: Function) -> Function:
     return option(function)
 
 
+def describing_boards(function: Function) -> Function:
+    """Add --boards."""
+    option = click.option(
+        "--boards", multiple=True, metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path),
+        help="A file that describes boards of your own. May be repeated.",
+    )  # fmt: skip
+    return option(function)
+
+
 def _read_dims(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
     dims: dict[str, int] = {}
     for text in values:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from dsopt.cli.options import speaking
+from dsopt.cli.options import describing_boards, speaking
 from dsopt.cli.output import Output, table
+
+if TYPE_CHECKING:
+    from dsopt.target import Board
 
 
 @click.command(short_help="List the targets.")
+@describing_boards
 @speaking
-def command(console: Output) -> None:
-    """List the targets by name, with what is special about each."""
-    from dsopt.target import target_names
+def command(console: Output, boards: tuple[Path, ...]) -> None:
+    """List the targets by name, with what is special about each, and the boards for --board.
+
+    RAM is listed region by region: a model may use as much as the largest on the chip has.
+    """
+    from dsopt.target import known_boards, target_names
 
     found = [{"name": name, "about": _about(name)} for name in target_names()]
-    console.result(
-        {"targets": found}, table(["target", "what it is"], [(each["name"], each["about"]) for each in found])
-    )
+    known = known_boards(boards).values()
+    text = table(["target", "what it is"], [(each["name"], each["about"]) for each in found]) + "\n"
+    text += table(["board", "core", "RAM", "flash", "clock", "what it is"], [_board_row(board) for board in known])
+    console.result({"targets": found, "boards": [board.as_dict() for board in known]}, text)
 
 
 def _about(name: str) -> str:
@@ -28,11 +39,11 @@ def _about(name: str) -> str:
         return "this computer, through ONNX Runtime"
     if kind == "cuda":
         return f"NVIDIA GPUs of {rest}" if rest else f"NVIDIA GPUs: {', '.join(DEFAULT_CUDA_ARCHS)} and later ones"
-    core = CORES[rest]
-    units = [word for word, has in (("FPU", core.has_fpu), ("DSP", core.has_dsp), ("MVE", core.has_mve)) if has]
-    parts = [
-        "with " + ", ".join(units) if units else "without FPU",
-        "runs on " + " and ".join(core.simulators) if core.simulators else "",
-        core.note,
-    ]
-    return "; ".join(part for part in parts if part)
+    return CORES[rest].about
+
+
+def _board_row(board: Board) -> tuple[str, ...]:
+    from dsopt.target.byte_counts import format_bytes
+
+    ram = ", ".join(f"{region.name} {format_bytes(region.bytes)}" for region in board.regions)
+    return board.name, board.core, ram, format_bytes(board.flash_bytes), f"{board.clock_hz / 1e6:g} MHz", board.title

@@ -11,6 +11,7 @@ from dsopt.runtime.arrays import Array
 from dsopt.runtime.executor import LayerCost, Profile
 from dsopt.runtime.ports import Port
 from dsopt.simulate import Simulation, TracePoint, choose_simulator, read_image, simulate
+from dsopt.target import core_of
 
 IMAGE = "image.elf"
 """The file of an mcu artifact that is run: the model, linked with the firmware of `dsopt.simulate`."""
@@ -38,7 +39,7 @@ class SimulatedExecutor:
     def __init__(self, artifact: Artifact, simulator: str | None = None) -> None:
         manifest = artifact.manifest
         self.last_simulation: Simulation | None = None
-        self._core = artifact.target.partition(":")[2]
+        self._core = core_of(artifact.target)
         self._simulator = choose_simulator(self._core, simulator)
         if IMAGE not in artifact.files:
             raise ArtifactError("DS0861", f"the artifact has no {IMAGE}", fix=_AGAIN)

@@ -18,7 +18,7 @@ from dsopt.errors import ToolchainError
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass, parse_pipeline
 from dsopt.runtime.executor import Executor
-from dsopt.target import McuTarget, Target
+from dsopt.target import McuTarget, Target, core_of
 
 
 class McuBackend:
@@ -68,6 +68,7 @@ class McuBackend:
         manifest = {
             **_stored(signature_manifest(program), sources.ports),
             "target": target.name,
+            **({"board": target.board.as_dict()} if target.board else {}),
             "c_prefix": sources.names.prefix,
             "layers": rows,
             "memory": placement.manifest() | measured.memory(),
@@ -94,10 +95,10 @@ class McuBackend:
         from dsopt.simulate import choose_simulator
 
         try:
-            choose_simulator(artifact.target.partition(":")[2])
+            choose_simulator(core_of(artifact.target))
         except ToolchainError as problem:
             return None, problem.what
-        return open_executor(artifact), f"an emulated {artifact.target.partition(':')[2]}"
+        return open_executor(artifact), f"an emulated {core_of(artifact.target)}"
 
 
 def _stored(manifest: dict[str, Any], ports: Interface) -> dict[str, Any]:

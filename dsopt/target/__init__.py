@@ -3,46 +3,38 @@
     parse_target("cpu")                 CpuTarget()
     parse_target("cuda:sm_90")          CudaTarget(archs=("sm_90",))
     parse_target("mcu:cortex-m4")       McuTarget(core="cortex-m4")
+    parse_target("mcu:nucleo-l4r5zi")   McuTarget.of(find_board("nucleo-l4r5zi")), whose name is "mcu:cortex-m4@nucleo-l4r5zi"
 
-Imports no heavy package: `dsopt targets` answers at once.
+A board's name stands after its core, so that whoever reads the text, with or without the table of boards, knows what the code is for.
+Limits are no part of the text. Imports no heavy package: `dsopt targets` answers at once.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dsopt.errors import UsageError
+from dsopt.target.boards import Board, find_board, known_boards
+from dsopt.target.cores import CORES, Core
 
+__all__ = [
+    "CORES",
+    "DEFAULT_CUDA_ARCHS",
+    "Board",
+    "Core",
+    "CpuTarget",
+    "CudaTarget",
+    "McuTarget",
+    "Target",
+    "core_of",
+    "find_board",
+    "known_boards",
+    "parse_target",
+    "target_names",
+]
 
-@dataclass(frozen=True)
-class Core:
-    """A microcontroller core: how it is compiled for and where it can be emulated; nowhere, if `simulators` is empty."""
-
-    name: str
-    family: str  # "arm" or "riscv"
-    has_fpu: bool
-    has_dsp: bool
-    has_mve: bool
-    simulators: tuple[str, ...]
-    note: str = ""
-
-
-CORES: dict[str, Core] = {
-    core.name: core
-    for core in (
-        Core("cortex-m0", "arm", False, False, False, ("unicorn",)),
-        Core("cortex-m0plus", "arm", False, False, False, ("unicorn",), "emulated as a Cortex-M0"),
-        Core("cortex-m3", "arm", False, False, False, ("unicorn", "qemu")),
-        Core("cortex-m4", "arm", True, True, False, ("unicorn", "qemu")),
-        Core("cortex-m7", "arm", True, True, False, ("unicorn", "qemu")),
-        Core("cortex-m33", "arm", True, True, False, ("unicorn", "qemu")),
-        Core("cortex-m55", "arm", True, True, True, ("qemu",), "runs where qemu-system-arm is installed"),
-        Core("cortex-m85", "arm", True, True, True, (), "compiled and assembled only"),
-        Core("rv32imc", "riscv", False, False, False, ("unicorn",), "portable C, as of ESP32-C3"),
-        Core("rv32imafc", "riscv", True, False, False, ("unicorn",), "portable C, as of ESP32-P4"),
-    )
-}
 
 DEFAULT_CUDA_ARCHS = ("sm_80", "sm_90", "sm_100")
 
@@ -100,16 +92,21 @@ class CudaTarget(Target):
 
 @dataclass(frozen=True)
 class McuTarget(Target):
-    """A microcontroller core with its memories, in bytes. A program that needs more is refused with a BudgetError."""
+    """A microcontroller core with its memories, in bytes, or a board. A program that needs more is refused with a BudgetError."""
 
     core: str = "cortex-m4"
     ram_bytes: int = 4 << 20
     flash_bytes: int = 16 << 20
+    board: Board | None = None
 
     def __post_init__(self) -> None:
         if self.core not in CORES:
             raise UsageError(
                 "DS0904", f"unknown microcontroller core {self.core!r}", fix="known cores: " + ", ".join(CORES)
+            )
+        if self.board is not None and self.board.core != self.core:
+            raise UsageError(
+                "DS0904", f"{self.board.name} has a {self.board.core}, and not a {self.core}", fix="leave the core out"
             )
         for label, value in (("ram_bytes", self.ram_bytes), ("flash_bytes", self.flash_bytes)):
             if not 1024 <= value <= 1 << 28:
@@ -119,21 +116,54 @@ class McuTarget(Target):
 
     @property
     def name(self) -> str:
-        """Return "mcu:cortex-m4"."""
-        return f"mcu:{self.core}"
+        """Return "mcu:cortex-m4" or "mcu:cortex-m4@nucleo-l4r5zi"."""
+        return f"mcu:{self.core}" + (f"@{self.board.name}" if self.board else "")
+
+    @staticmethod
+    def of(board: Board) -> McuTarget:
+        """Return the target of a board, with its memories as the limits."""
+        return McuTarget(board.core, board.ram_bytes, board.flash_bytes, board)
 
 
-def parse_target(text: str) -> Target:
-    """Read "cpu", "cuda", "cuda:sm_80+sm_90" or "mcu:cortex-m4". Raises UsageError naming the known targets."""
+def parse_target(text: str, boards: Mapping[str, Board] | None = None) -> Target:
+    """Read "cpu", "cuda", "cuda:sm_80+sm_90", "mcu:cortex-m4", "mcu:nucleo-l4r5zi" or "mcu:cortex-m4@nucleo-l4r5zi".
+
+    boards: those known; ours by default.  Raises UsageError naming the known targets or boards.
+    """
     kind, _, rest = text.strip().partition(":")
     if kind == "cpu" and not rest:
         return CpuTarget()
     if kind == "cuda":
         return CudaTarget(tuple(rest.split("+"))) if rest else CudaTarget()
     if kind == "mcu" and rest:
-        return McuTarget(rest)
+        return _mcu(rest, boards)
     known = ", ".join(target_names())
     raise UsageError("DS0904", f"unknown target {text!r}", fix=f"known targets: {known}")
+
+
+def _mcu(text: str, boards: Mapping[str, Board] | None) -> McuTarget:
+    core, at, name = text.partition("@")
+    if at:
+        target = McuTarget.of(find_board(name, boards))
+        if core != target.core:
+            raise UsageError(
+                "DS0904", f"{name[:80]} has a {target.core}, and not a {core[:80]}", fix=f"write mcu:{name}"
+            )
+        return target
+    if core in CORES:
+        return McuTarget(core)
+    try:
+        return McuTarget.of(find_board(core, boards))
+    except UsageError as problem:
+        cores = ", ".join(CORES)
+        raise UsageError(
+            "DS0904", f"{core[:80]!r} is neither a core nor a board", fix=f"known cores: {cores}; {problem.fix}"
+        ) from None
+
+
+def core_of(name: str) -> str:
+    """Return the core that a microcontroller target's text names: "cortex-m4" of "mcu:cortex-m4@nucleo-l4r5zi"."""
+    return name.partition(":")[2].partition("@")[0]
 
 
 def target_names() -> tuple[str, ...]:
