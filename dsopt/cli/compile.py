@@ -13,6 +13,7 @@ from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
 from dsopt.cli.limits import choose_target, limiting
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
+from dsopt.cli.strict import refuse_fallbacks
 from dsopt.errors import CheckError, UsageError
 
 if TYPE_CHECKING:
@@ -63,11 +64,10 @@ if TYPE_CHECKING:
 @speaking
 def command(
     console: Output, model: str, target: str | None, board: str | None, boards: tuple[Path, ...], ram: str | None,
-    flash: str | None, passes: str | None, data: Path | None, tolerance: float, name: str, seed: int,
-    explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None, max_drop: float | None, fallback: str,
-    labels: str | None, calibration_samples: int, io: Literal["float", "int8"], input: tuple[str, ...], dim: dict[str, int],
-    trust_pickle: bool,
-    output: Path | None,
+    flash: str | None, instructions: str | None, strict: bool, passes: str | None, data: Path | None, tolerance: float,
+    name: str, seed: int, explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None,
+    max_drop: float | None, fallback: str, labels: str | None, calibration_samples: int, io: Literal["float", "int8"],
+    input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory.
 
@@ -78,7 +78,7 @@ def command(
 
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", name):
         raise UsageError("DS0909", f"--name {name!r} is no C identifier", fix="Use letters, digits and underscores.")
-    chosen = choose_target(target, board, boards, ram, flash)
+    chosen = choose_target(target, board, boards, ram, flash, instructions)
     gate = make_gate(metric, max_drop, fallback, labels)
     place = output or default_output(model, chosen.name)
     with console.bars() as progress:
@@ -98,6 +98,8 @@ def command(
             io=io,
         )
         _refuse(build, fail_on)
+        if strict:
+            refuse_fallbacks(build)
         build.artifact.save(place)
     console.result(_document(build, place), _text(build, place, explain))
 
@@ -131,7 +133,7 @@ def _document(build: Build, place: Path) -> dict[str, Any]:
     return {
         "artifact": str(place), "target": build.artifact.target,
         "inputs": manifest["inputs"], "outputs": manifest["outputs"],
-        "artifact_bytes": _byte_count(build), "memory": manifest.get("memory", {}),
+        "artifact_bytes": _byte_count(build), "memory": manifest.get("memory", {}), "limits": manifest.get("limits", {}),
         "passes": [{**record.as_dict(), "seconds": record.seconds} for record in build.records],
         "fallbacks": fallbacks(build),
         "check": {**build.agreement.as_dict(), "max_relative_error": build.agreement.max_relative_error},
@@ -156,11 +158,13 @@ def _text(build: Build, place: Path, explain: bool) -> str:
         text += f"\n{part}" if part else ""
     text += "\n" if text else ""
     memory = build.artifact.manifest.get("memory", {})
+    limits = build.artifact.manifest.get("limits", {})
     agreement = build.agreement
     return text + pairs(
         [
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
+            *((f"{key.replace('_', ' ')} left", limit - memory[key]) for key, limit in sorted(limits.items()) if key in memory),
             ("check", agreement.summary()), ("accuracy", build.verdict.summary() if build.verdict else ""),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]

@@ -20,8 +20,12 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def limiting(function: Function) -> Function:
-    """Add --target, --board, --boards, --ram and --flash."""
+    """Add --target, --board, --boards, --ram, --flash, --instructions and --strict."""
     for option in (
+        click.option(
+            "--strict", is_flag=True, help="Fail if a layer of a microcontroller falls back to generic loops or to floating point."
+        ),
+        click.option("--instructions", metavar="COUNT", help="Fail if one run takes more on the emulated core: 5M, 800K. K is 1,000."),
         click.option(
             "--flash", metavar="BYTES", help="Fail if the code and weights of a microcontroller need more: 256K, 1M, 300000."
         ),
@@ -38,11 +42,16 @@ def limiting(function: Function) -> Function:
 
 
 def choose_target(
-    target: str | None, board: str | None, files: Sequence[Path], ram: str | None, flash: str | None
+    target: str | None,
+    board: str | None,
+    files: Sequence[Path],
+    ram: str | None,
+    flash: str | None,
+    instructions: str | None,
 ) -> Target:
     """Return the target that the options of `limiting` name, with its limits. Raises UsageError if they contradict each other."""
     from dsopt.target import McuTarget, find_board, known_boards, parse_target
-    from dsopt.target.byte_counts import parse_bytes
+    from dsopt.target.byte_counts import parse_bytes, parse_count
 
     boards = known_boards(files)
     target, board = _one_of(target, board)
@@ -51,18 +60,19 @@ def choose_target(
             "DS0909", "there is no --target", fix="Name one, as in --target mcu:cortex-m4 or --board nucleo-l4r5zi; see dsopt targets."
         )  # fmt: skip
     chosen: Target = McuTarget.of(find_board(board, boards)) if board is not None else parse_target(str(target), boards)
-    if ram is None and flash is None:
+    if ram is None and flash is None and instructions is None:
         return chosen
     if not isinstance(chosen, McuTarget):
         raise UsageError(
             "DS0909",
-            f"--ram and --flash limit a microcontroller, and the target is {chosen.name}",
+            f"--ram, --flash and --instructions limit a microcontroller, and the target is {chosen.name}",
             fix="Leave them out.",
         )
     return replace(
         chosen,
         ram_bytes=chosen.ram_bytes if ram is None else parse_bytes(ram, "--ram"),
         flash_bytes=chosen.flash_bytes if flash is None else parse_bytes(flash, "--flash"),
+        instructions=None if instructions is None else parse_count(instructions, "--instructions"),
     )
 
 

@@ -92,12 +92,16 @@ class CudaTarget(Target):
 
 @dataclass(frozen=True)
 class McuTarget(Target):
-    """A microcontroller core with its memories, in bytes, or a board. A program that needs more is refused with a BudgetError."""
+    """A microcontroller core with its memories, in bytes, or a board. A program that needs more is refused with a BudgetError.
+
+    instructions: the most that one run may take; None sets no limit.
+    """
 
     core: str = "cortex-m4"
     ram_bytes: int = 4 << 20
     flash_bytes: int = 16 << 20
     board: Board | None = None
+    instructions: int | None = None
 
     def __post_init__(self) -> None:
         if self.core not in CORES:
@@ -108,6 +112,8 @@ class McuTarget(Target):
             raise UsageError(
                 "DS0904", f"{self.board.name} has a {self.board.core}, and not a {self.core}", fix="leave the core out"
             )
+        if self.instructions is not None and not 1 <= self.instructions <= 1 << 53:
+            raise UsageError("DS0904", f"instructions={self.instructions} is no limit", fix="give a number above 0")
         for label, value in (("ram_bytes", self.ram_bytes), ("flash_bytes", self.flash_bytes)):
             if not 1024 <= value <= 1 << 28:
                 raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,3 +97,42 @@ def _layers(outliers: float) -> ModelSpec:
 
     torch.manual_seed(0)
     return ModelSpec(Layers(outliers).eval(), (torch.randn(2, 16),), {}, {"x": {0: "batch"}})
+
+
+class Image(nn.Module):
+    """A small image classifier around a layer to be tried."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), middle, nn.AvgPool2d(4))
+        self.head = nn.Linear(8 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+class Remainder(nn.Module):
+    """An operator that stays in floating point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fmod(x, 0.75)
+
+
+def convolutions() -> ModelSpec:
+    """Return a network with one layer that no kernel takes."""
+    return _image(lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2))
+
+
+def plain_convolutions() -> ModelSpec:
+    """Return one whose layers all have kernels."""
+    return _image(nn.Identity)
+
+
+def half_integer() -> ModelSpec:
+    """Return one with an operator in the middle that stays in floating point."""
+    return _image(Remainder)
+
+
+def _image(middle: Callable[[], nn.Module]) -> ModelSpec:
+    torch.manual_seed(0)
+    return ModelSpec(Image(middle()).eval(), (torch.randn(1, 3, 16, 16),))

@@ -70,7 +70,7 @@ def test_data_is_used_for_the_check(run: Run, run_json: Callable[..., Any]) -> N
     ("arguments", "code", "message"),
     [
         ([TINY, "-t", "abacus"], 2, "DS0904: unknown target 'abacus'"),
-        ([TINY, "-t", "mcu:z80"], 2, "unknown microcontroller core 'z80'"),
+        ([TINY, "-t", "mcu:z80"], 2, "'z80' is neither a core nor a board"),
         ([TINY, "-t", "cpu", "--passes", "fold-batchnorm"], 2, "unknown pass 'fold-batchnorm'"),
         ([TINY, "-t", "cpu", "--passes", "fold-batch-norm{x=1}"], 2, "has no option 'x'"),
         ([TINY, "-t", "cpu", "--dim", "width=3"], 2, "DS0201"),

@@ -8,12 +8,13 @@ from typing import Any
 import dsopt
 from dsopt.artifact import Artifact
 from dsopt.backends.base import INTEGER_LOWERING, Blocker, EmitOptions, refuse, signature_manifest, state_files
-from dsopt.backends.mcu.generate import Sources, generate
-from dsopt.backends.mcu.harness import harness_tables, location
+from dsopt.backends.mcu.budget import check_measured, check_plan, limits
+from dsopt.backends.mcu.generate import generate
+from dsopt.backends.mcu.harness import harness_tables
 from dsopt.backends.mcu.header import Interface
+from dsopt.backends.mcu.layers import add_traces, layer_rows
 from dsopt.backends.mcu.pipeline import pipeline
-from dsopt.backends.mcu.place import Placement, check_budget, place
-from dsopt.backends.tir.program import Kernel
+from dsopt.backends.mcu.place import place
 from dsopt.errors import ToolchainError
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass, parse_pipeline
@@ -50,7 +51,8 @@ class McuBackend:
         refuse(self.unsupported(program, target), target)
         options.progress(0, 3, "lowering to loops")
         placement = place(lower(program, special_lowerings(target), options.integer_ports))
-        check_budget(placement, target)
+        rows = layer_rows(program, placement)
+        check_plan(placement, target, rows)
         options.progress(1, 3, "generating C")
         sources = generate(program, placement, options.name, target.name, dsopt.__version__, options.seed)
         options.progress(2, 3, "building and measuring")
@@ -60,10 +62,11 @@ class McuBackend:
         measured = build_and_measure(
             built, functions, placement, target, _input_bytes(program, sources.ports, options.seed)
         )
-        rows = _layers(program, placement, sources)
+        add_traces(rows, placement, sources.names)
         for row in rows:
             row["code_bytes"] = measured.code_bytes.get(row["function"])
             row["instructions"] = measured.layers.get(row["function"])
+        check_measured(placement, target, rows, measured)
         files = {name: text.encode() for name, text in sources.files.items()} | state_files(program)
         manifest = {
             **_stored(signature_manifest(program), sources.ports),
@@ -72,6 +75,7 @@ class McuBackend:
             "c_prefix": sources.names.prefix,
             "layers": rows,
             "memory": placement.manifest() | measured.memory(),
+            "limits": limits(target),
         }
         options.progress(3, 3, "done")
         return Artifact(manifest, {**files, "image.elf": measured.elf})
@@ -115,48 +119,3 @@ def _input_bytes(program: Program, ports: Interface, seed: int) -> list[bytes]:
     states = [program.weights[state.name].detach().contiguous().numpy().tobytes() for state in program.states]
     values = [value.detach().contiguous().numpy() for value in example_inputs(program, seed=seed)]
     return [port.stored(each).tobytes() for port, each in zip(ports.inputs, values, strict=True)] + states
-
-
-def _weight_bytes(placement: Placement, kernel: Kernel) -> int:
-    roots = {placement.program.root(name).name: placement.program.root(name) for name in kernel.inputs}
-    return sum(root.size_bytes for root in roots.values() if root.kind == "weight")
-
-
-def _trace(placement: Placement, sources: Sources, name: str) -> dict[str, Any]:
-    buffer = placement.program.buffers[name]
-    symbol, offset = location(sources.names, placement, name)
-    trace = {"symbol": symbol, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype}
-    return {**trace, "channels_last": True} if buffer.channels_last else trace
-
-
-def _layers(program: Program, placement: Placement, sources: Sources) -> list[dict[str, Any]]:
-    """Return manifest["layers"]: a row for each layer function, in the order in which they run.
-
-    A node may become several functions: "trace" stands with the last and says where the node's result then lies.
-    """
-    kernels = placement.program.kernels
-    operators = {node.name: str(node.target) for node in program.graph.nodes}
-    last = {kernel.node: number for number, kernel in enumerate(kernels)}
-    rows: list[dict[str, Any]] = []
-    for number, kernel in enumerate(kernels):
-        buffer = placement.program.buffers[kernel.outputs[0]]
-        row: dict[str, Any] = {
-            "node": kernel.node,
-            "function": kernel.name,
-            "layer": kernel.layer,
-            "op": operators.get(kernel.node, ""),
-            "source": kernel.source,
-            "shape": list(buffer.shape),
-            "multiply_adds": kernel.multiply_adds,
-            "weight_bytes": _weight_bytes(placement, kernel),
-            "kernel": kernel.choice or "generic loops",
-            "why_generic": kernel.why,
-            "live_bytes": sum(
-                life.size_bytes for life in placement.lives.values() if life.first <= number <= life.last
-            ),
-        }
-        result = placement.program.results.get(kernel.node)
-        if last[kernel.node] == number and result is not None:
-            row["trace"] = _trace(placement, sources, result)
-        rows.append(row)
-    return rows

@@ -1,0 +1,101 @@
+"""Limits of RAM, flash and instructions: met or refused with what is missing; --strict lists what fell back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.mcu
+
+NET = ("compile", "tests.cli.models:convolutions")
+M4 = (*NET, "-t", "mcu:cortex-m4")
+QUANTISED = ("--passes", "...,quantize", "--data", "x.npz")
+
+
+@pytest.fixture
+def data() -> None:
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((12, 3, 16, 16), dtype=np.float32))
+
+
+def test_what_was_measured_is_enough_and_one_byte_less_is_not(
+    run: Run, run_json: Callable[..., Any], data: None
+) -> None:
+    memory = run_json(*M4, *QUANTISED, "-o", "free")["memory"]
+    exact = ("--ram", memory["ram_bytes"], "--flash", memory["flash_bytes"], "--instructions", memory["instructions"])
+    found = run_json(*M4, *QUANTISED, *exact, "-o", "exact")
+    assert found["limits"] == {key: memory[key] for key in ("ram_bytes", "flash_bytes", "instructions")}
+    assert Path("exact/image.elf").read_bytes() == Path("free/image.elf").read_bytes()
+    for option, key, code in (
+        ("--ram", "ram_bytes", "DS0601"),
+        ("--flash", "flash_bytes", "DS0602"),
+        ("--instructions", "instructions", "DS0603"),
+    ):
+        text = run(*M4, *QUANTISED, option, memory[key] - 1, "-o", "short", code=1).stderr
+        assert f"dsopt: {code}: " in text
+        assert f"{memory[key]:,}" in text
+        assert ": 1 too many" in text
+        assert not Path("short").exists()
+
+
+def test_all_budgets_that_are_missed_are_named_at_once_with_layers_and_remedies(run: Run, data: None) -> None:
+    text = run(*M4, *QUANTISED, "--ram", "4100", "--flash", "2K", "--instructions", "1K", code=1).stderr
+    for part in (
+        "bytes of RAM, and mcu:cortex-m4 here has 4,100",
+        "bytes of flash, and mcu:cortex-m4 here has 2,048",
+        "instructions, and 1,000 are allowed",
+        "RAM: arena ",
+        "values while a layer runs",
+        "flash by layer, weights and code:",
+        "instructions by layer:",
+        "features.2 (",
+        "--io int8",
+        "quantize{weights=4}",
+        "such as nucleo-l4r5zi or",
+    ):
+        assert part in text, part
+
+
+def test_what_cannot_fit_is_refused_before_code_is_written(run: Run) -> None:
+    text = run(*M4, "--ram", "2K", "--flash", "1K", code=1).stderr
+    assert "without stack and other variables" in text
+    assert "weights need" in text
+    assert '--passes "...,quantize" --data SAMPLES.npz' in text
+    assert "features.0 (" in text
+
+
+def test_a_core_that_nothing_emulates_cannot_promise_instructions(run: Run) -> None:
+    arguments = (*NET, "-t", "mcu:cortex-m85", "-o", "out")
+    text = run(*arguments, "--instructions", "500M", code=4).stderr
+    assert "DS0604: instructions are limited to 500,000,000, and none were counted" in text
+    assert "nothing emulates a cortex-m85" in text
+    assert not Path("out").exists()
+    run(*arguments, "--ram", "64K")
+    assert "stack_bytes" not in json.loads(Path("out/manifest.json").read_text())["memory"]
+
+
+def test_strict_lists_every_layer_that_fell_back_and_writes_nothing(run: Run, data: None) -> None:
+    text = run(*M4, *QUANTISED, "--strict", "-o", "out", code=1).stderr
+    assert "DS0923: " in text
+    assert "0 in floating point" in text
+    assert "features.2 (" in text
+    assert "generic loops, because it has 2 groups of 4 channels" in text
+    assert "features.0" not in text
+    assert not Path("out").exists()
+    floats = run(*M4, "--strict", "-o", "out", code=1).stderr
+    assert "features.0 (features_0_conv, " in floats
+    assert "floating point" in floats
+    run("compile", "tests.cli.models:plain_convolutions", "-t", "mcu:cortex-m4", *QUANTISED, "--strict", "-o", "out")
+    assert Path("out/model.c").exists()
+
+
+def test_what_the_quantiser_left_alone_is_listed_with_its_reason(run: Run, data: None) -> None:
+    text = run("compile", "tests.cli.models:half_integer", "-t", "mcu:cortex-m4", *QUANTISED, "--strict", code=1).stderr
+    assert "DS0923: " in text
+    assert "floating point, because " in text
