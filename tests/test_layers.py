@@ -13,7 +13,7 @@ BASE = {"dims", "errors", "nesting", "zip_limits", "target"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     # layer: (may import of dsopt, may import of others)
     "cli": (
-        {"api", "measure", "report", "accuracy", "artifact", "runtime", "feeds", "passes", "frontend", "config", *BASE},
+        {"api", "measure", "report", "accuracy", "artifact", "runtime", "feeds", "passes", "frontend", "config", "projects", *BASE},
         {"click", "rich", "numpy"},
     ),
     "config": ({*BASE}, {"click", "tomli"}),
@@ -40,6 +40,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "native": (set(), set()),
     "runtime": ({"artifact", "simulate", "npy", *BASE}, {"numpy", "onnxruntime"}),
     "simulate": ({"native", *BASE}, {"numpy", "unicorn", "elftools"}),
+    "projects": ({"artifact", *BASE}, set()),
     "artifact": ({*BASE}, {"numpy"}),
     "feeds": ({"npy", *BASE}, {"numpy"}),
     "report": (set(BASE), set()),

@@ -76,6 +76,29 @@ def replace_file(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def create_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write files as a new folder, whole or not at all. Raises WriteError, also where something else than an empty folder is there."""
+    path = _resolved(path)
+    with _explained(path):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise WriteError(
+                "DS0808",
+                f"{path} exists already, and was left alone",
+                fix="Name a new folder, or remove this one first.",
+            )
+    with _explained(path), _parent(path) as parent:
+        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=parent))
+        try:
+            new.chmod(0o777 & ~_umask())
+            for name in sorted(files):
+                place = new / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _write_file(place, files[name])
+            new.rename(path)  # an empty folder that is there gives way; one that was filled meanwhile does not
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
 def _members(manifest: bytes, files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
     yield MANIFEST, manifest
     for name in sorted(files):

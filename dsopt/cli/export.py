@@ -1,22 +1,28 @@
-"""dsopt export: a model in another format."""
+"""dsopt export: a model in another format, or an artifact as a project of a build system."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from dsopt.cli.options import reading_models, speaking
+from dsopt.cli.options import artifact_path, reading_models, speaking
 from dsopt.cli.output import Output, pairs
+from dsopt.errors import UsageError
 
 _MODEL = "model.onnx"
+_KINDS = ("cmake", "make", "arduino", "platformio", "zephyr", "espidf", "cmsis-pack")
 
 
-@click.command(short_help="Write a model in another format.")
-@click.argument("model")
-@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="The format.")
+@click.command(short_help="Write a model in another format, or an artifact as a project.")
+@click.argument("model", metavar="MODEL|ARTIFACT")
+@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="The format of a model.")
 @click.option(
-    "--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
+    "--project", type=click.Choice(_KINDS), help="Write the C files of an artifact as a project of this kind."
+)
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file, or the new folder, to write."
 )
 @click.option("--passes", default="", help="Passes to run before, as for dsopt compile; none by default.")
 @click.option(
@@ -33,13 +39,19 @@ _MODEL = "model.onnx"
 @reading_models
 @speaking
 def command(
-    console: Output, model: str, format: str, passes: str, data: Path | None, tolerance: float, seed: int,
+    console: Output, model: str, format: str, project: str | None, passes: str, data: Path | None, tolerance: float, seed: int,
     input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool, output: Path,
 ) -> None:  # fmt: skip
     """Write MODEL as .onnx, checked against the model. Weights above 1.5 GB go to a file beside it.
 
     What --passes quantise is written as QuantizeLinear and DequantizeLinear.
+
+    With --project, write what dsopt compile made for a microcontroller as a folder that a build system opens: the sources, an
+    example that runs them on test vectors, and a README that says what was checked. Nothing that is there is overwritten.
     """
+    if project is not None:
+        _write_project(console, model, project, output)
+        return
     from dsopt import api
     from dsopt.artifact.writing import replace_file
 
@@ -62,3 +74,26 @@ def command(
         [*((str(path), f"{len(content):,} bytes") for path, content in written.items()), ("relative error", error)]
     )
     console.result(document, text)
+
+
+def _write_project(console: Output, artifact: str, kind: str, folder: Path) -> None:
+    from dsopt.artifact import load_artifact
+    from dsopt.projects import export_project
+
+    context = click.get_current_context()
+    of_models = ("format", "passes", "data", "tolerance", "seed", "input", "dim", "trust_pickle")
+    given = [name for name in of_models if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            "DS0909",
+            f"{flag} is about a model, and --project takes an artifact as it is",
+            fix="Give it to dsopt compile.",
+        )
+    files = export_project(load_artifact(artifact_path(artifact)), kind, folder)
+    document = {"artifact": artifact, "project": kind, "folder": str(folder), "files": files}
+    console.result(document, pairs([("project", folder), ("kind", kind), *_rows(files)]))
+
+
+def _rows(files: dict[str, int]) -> list[tuple[str, str]]:
+    return [(name, f"{count:,} bytes") for name, count in files.items()]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 import torch
 
 from tests.cli.conftest import Run
@@ -55,3 +56,25 @@ def test_what_passes_quantise_is_written_as_integers(run: Run) -> None:
             found.append(integers.shape)
     assert len(found) == 2
     assert "--data" in run("export", "tests.cli.models:tiny", "--passes", "quantize", "-o", "q.onnx", code=2).stderr
+
+
+@pytest.mark.mcu
+def test_an_artifact_becomes_a_project(run: Run, run_json: Callable[..., Any]) -> None:
+    run("compile", "tests.cli.models:tiny", "--dim", "batch=1", "-t", "mcu:cortex-m4", "--name", "net", "-o", "net")
+    found = run_json("export", "net", "--project", "make", "-o", "firmware")
+    assert found["project"] == "make"
+    assert found["files"]["src/net.h"] == Path("firmware/src/net.h").stat().st_size
+    assert "DS0808" in run("export", "net", "--project", "make", "-o", "firmware", code=2).stderr
+    text = run("export", "net", "--project", "zephyr", "-o", "z").stdout
+    assert "zephyr/module.yml" in text
+    text = run("export", "net", "--project", "make", "--passes", "quantize", "-o", "other", code=2).stderr
+    assert "DS0909: --passes is about a model, and --project takes an artifact as it is" in text
+    assert "DS0801" in run("export", "nowhere", "--project", "make", "-o", "other", code=2).stderr
+    assert not Path("other").exists()
+
+
+def test_every_kind_of_project_can_be_named() -> None:
+    from dsopt.cli import export
+    from dsopt.projects import PROJECTS
+
+    assert tuple(PROJECTS) == export._KINDS
