@@ -98,17 +98,22 @@ class _Writer:
     def attributes(self) -> str:
         """Return what differs between compilers: alignment, and layers kept apart so that each can be profiled.
 
+        GLUE is a layer that spends its time in functions of kernels.h: the loops around them are kept small.
+
         No clones: GCC 12 for x86-64, once it has put addresses in the arena into a copy of a layer, takes stores to them for dead.
         """
         return f"""#if defined(__clang__)
 #define ALIGNED __attribute__((aligned({ALIGNMENT})))
 #define LAYER static __attribute__((noinline))
+#define GLUE static __attribute__((noinline, minsize))
 #elif defined(__GNUC__)
 #define ALIGNED __attribute__((aligned({ALIGNMENT})))
 #define LAYER static __attribute__((noinline, noclone))
+#define GLUE static __attribute__((noinline, noclone, optimize("Os")))
 #else
 #define ALIGNED _Alignas({ALIGNMENT})
 #define LAYER static
+#define GLUE static
 #endif
 """
 
@@ -158,12 +163,13 @@ class _Writer:
             lines.append(f"{kernel.multiply_adds} multiply-adds")
         lines += [text for text in (kernel.choice, f"generic loops: {kernel.why}" if kernel.why else "") if text]
         text = "/* " + "\n   ".join(map(comment, lines)) + " */\n"
+        kind = "GLUE" if kernel.is_glue else "LAYER"
         if kernel.name not in self.loops:
-            return text + self.functions[kernel.name].text(kernel.name, "LAYER")
+            return text + self.functions[kernel.name].text(kernel.name, kind)
         loops = self.loops[kernel.name]
-        call = f"LAYER void {kernel.name}(void)\n{{\n    {loops}(" + self._arguments(kernel) + ");\n}\n"
+        call = f"{kind} void {kernel.name}(void)\n{{\n    {loops}(" + self._arguments(kernel) + ");\n}\n"
         is_first = next(name for name, shared in self.loops.items() if shared == loops) == kernel.name
-        return (self.functions[kernel.name].text(loops, "LAYER") + "\n" if is_first else "") + text + call
+        return (self.functions[kernel.name].text(loops, kind) + "\n" if is_first else "") + text + call
 
     def _arguments(self, kernel: Kernel) -> str:
         addresses = [

@@ -48,6 +48,7 @@ class KernelBuilder:
         self.micro: list[MicroKernel] = []
         self.overlaps: list[Overlap] = []
         self.choice = ""
+        self.is_glue = False
 
     # ---- parameters ----
 

@@ -107,7 +107,7 @@ class _Lowerer:
         self.kernels.append(
             Kernel(builder.name, builder.build(), names["input"], names["output"], names["scratch"], self.program.layer(self._node),
                    self.program.source(self._node), self._node.name, multiply_adds, tuple(builder.micro), tuple(builder.overlaps),
-                   builder.choice, self._why)
+                   builder.choice, self._why, builder.is_glue)
         )  # fmt: skip
 
     def constant(self, target: Buffer) -> np.ndarray[Any, Any] | None:

@@ -79,7 +79,8 @@ class Kernel:
     func: an S-TIR PrimFunc: loops over a grid of independent steps around one spatial block. A buffer that is both read and
     updated in place is an output only. name: a C identifier made of the user's module path. multiply_adds: of one run.
     micro: the functions that it calls.  overlaps: results that may lie over operands.  choice: how it was written, in words, and
-    `why` it was not written in the best way for the target; both empty for operators that have one way only.
+    `why` it was not written in the best way for the target; both empty for operators that have one way only.  is_glue: whether the
+    time goes into functions that it calls, so that its own loops should be small rather than fast.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Kernel:
     overlaps: tuple[Overlap, ...] = ()
     choice: str = ""
     why: str = ""
+    is_glue: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:

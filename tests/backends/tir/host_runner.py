@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsopt.backends.mcu.generate import kernels_header, micro_kernels
 from dsopt.backends.tir.c_source import c_functions
 from dsopt.backends.tir.lower import lower
-from dsopt.backends.tir.program import LoopProgram
+from dsopt.backends.tir.program import Buffer, LoopProgram
+from dsopt.backends.tir.registry import Lowering
 from dsopt.ir import Program
 from tests.backends.tir.undefined import CHECKS, HANDLERS, assert_defined, has_checks
 
@@ -53,7 +56,9 @@ def kernel_source(loops: LoopProgram) -> str:
     functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels})
     prototypes = "".join(function.head(name, "") + ";\n" for name, function in functions.items())
     definitions = "\n".join(function.text(name, "") for name, function in functions.items())
-    return '#include "dsopt_math.h"\n' + prototypes + definitions
+    micro = micro_kernels(loops)
+    inner = kernels_header(micro, "this computer") if micro else ""
+    return '#include "dsopt_math.h"\n' + inner + prototypes + definitions
 
 
 def build(loops: LoopProgram, folder: Path) -> ctypes.CDLL:
@@ -89,10 +94,10 @@ class _Memory:
 
 
 def run_on_host(
-    program: Program, inputs: tuple[Tensor, ...], folder: Path, steps: int = 1
-) -> tuple[list[Array], dict[str, Array]]:
+    program: Program, inputs: tuple[Tensor, ...], folder: Path, steps: int = 1, special: Mapping[str, Lowering] | None = None
+) -> tuple[list[Array], dict[str, Array]]:  # fmt: skip
     """Lower, build and run `steps` times. Returns the outputs of the last run, and the states after it."""
-    loops = lower(program)
+    loops = lower(program, special)
     library = build(loops, folder)
     roots = [buffer for buffer in loops.buffers.values() if buffer.alias_of is None]
     memory = {buffer.name: _Memory(buffer.elements, buffer.dtype) for buffer in roots}
@@ -105,7 +110,7 @@ def run_on_host(
             pointers = [memory[loops.root(name).name].pointer() for name in kernel.arguments]
             getattr(library, kernel.name)(*pointers)
         outputs = [
-            memory[loops.root(name).name].values.reshape(loops.buffers[name].shape).copy() for name in loops.outputs
+            _in_order(memory[loops.root(name).name].values, loops.buffers[name]).copy() for name in loops.outputs
         ]
         for state in loops.states:
             updated = memory[loops.root(state.update).name].values.copy()
@@ -120,6 +125,11 @@ def run_on_host(
         state.name: memory[state.buffer].values.reshape(loops.buffers[state.buffer].shape) for state in loops.states
     }
     return outputs, states
+
+
+def _in_order(values: Array, buffer: Buffer) -> Array:
+    stored: Array = values.reshape(buffer.stored_shape)
+    return np.moveaxis(stored, -1, 1) if buffer.channels_last else stored
 
 
 def relative_error(got: Array, want: Array) -> float:

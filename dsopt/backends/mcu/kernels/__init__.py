@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from dsopt.backends.mcu.kernels.channels_last import elementwise, mean
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
+from dsopt.backends.mcu.kernels.helium import convolution as helium
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
-from dsopt.backends.tir.registry import Lowering
-from dsopt.target import McuTarget
+from dsopt.backends.tir.registry import Context, Lowering, UnsuitedError
+from dsopt.target import CORES, McuTarget
 
 _ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize": 1, "dequantize": 1}
 """Operators over each element, and how many images they take."""
@@ -26,6 +28,28 @@ _PAIRS: Mapping[str, Lowering] = {
 """Lowerings over pairs of int16, for cores with the DSP extension; their portable bodies run anywhere."""
 
 
+_VECTORS: Mapping[str, Lowering] = {
+    "dsopt.q_conv.default": helium.convolution,
+    "dsopt.q_conv_add.default": helium.convolution_add,
+    "dsopt.q_linear.default": helium.linear,
+}
+"""Lowerings over vectors of 16 bytes, for cores with MVE."""
+
+
 def special_lowerings(target: McuTarget) -> Mapping[str, Lowering]:
     """Return the lowerings that are tried before the generic ones for a core."""
-    return _PAIRS
+    if not CORES[target.core].has_mve:
+        return _PAIRS
+    return {**_PAIRS, **{name: _first(vectors, _PAIRS[name]) for name, vectors in _VECTORS.items()}}
+
+
+def _first(better: Lowering, other: Lowering) -> Lowering:
+    """Return a lowering that takes the other where the better is not suited."""
+
+    def lower(context: Context, *arguments: Any) -> Any:
+        try:
+            return better(context, *arguments)
+        except UnsuitedError:
+            return other(context, *arguments)
+
+    return lower

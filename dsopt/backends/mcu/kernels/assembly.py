@@ -27,14 +27,18 @@ SUPPORT = MicroKernel(
 #define DSOPT_UNUSED
 #endif
 
+DSOPT_UNUSED static inline int32_t dsopt_clamp(int32_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
 /* The sum times the multiplier in the upper bits of `scale`, divided by two to the power of 32 and of the last five bits, rounded
    once, ties upwards. */
 DSOPT_UNUSED static inline int32_t dsopt_requantize(int32_t sum, int32_t scale, int32_t zero, int32_t low, int32_t high)
 {
     const int32_t shift = scale & 31;
     const int64_t product = (int64_t)sum * (scale - shift);
-    const int32_t value = (((int32_t)(product >> 32) + (1 << (shift - 1))) >> shift) + zero;
-    return value < low ? low : value > high ? high : value;
+    return dsopt_clamp((((int32_t)(product >> 32) + (1 << (shift - 1))) >> shift) + zero, low, high);
 }
 
 /* One of the four int8 values in a word, as it lies in the memory of a little-endian core. */
@@ -52,10 +56,11 @@ def micro_kernel(
 ) -> MicroKernel:
     """Put both bodies of a function into one text. portable: statements of C, indented by four."""
     lines = "".join(f'        "{line}\\n"\n' for line in assembly).rstrip("\n")
+    unused = ", ".join(f"{parameter} DSOPT_UNUSED" for parameter in parameters.split(", "))
     return MicroKernel(
         name,
         f"""#if {condition}
-DSOPT_NAKED void {name}({parameters})
+DSOPT_NAKED void {name}({unused})
 {{
     __asm__(
 {lines});

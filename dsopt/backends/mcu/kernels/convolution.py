@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,98 +12,41 @@ import numpy as np
 from dsopt.backends.mcu.kernels.assembly import SUPPORT
 from dsopt.backends.mcu.kernels.channels_last import with_channels_last
 from dsopt.backends.mcu.kernels.depthwise import FILL_PLANE, Planes, channel_kernel, depthwise_stream, plane_kernel
-from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, quad_order, window_kernel
-from dsopt.backends.mcu.kernels.matrix import PIXELS, Addition, Store, matrix_kernel, matrix_stream, padded
-from dsopt.backends.mcu.kernels.stream import Array, Weights, read_weights
+from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, pixels_kernel, quad_order, window_kernel
+from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
+from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, matrix_stream, padded
+from dsopt.backends.mcu.kernels.stream import Array, Weights
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, element, tirx
-from dsopt.ops.integer.linear import CONVOLUTION_ARGUMENTS
 
 _MOST_MOVES = 64
 """Inputs of a window that are copied one by one, a statement each."""
 
 
-@dataclass(frozen=True)
-class Image:
-    """The geometry of a convolution in two dims; one in one dim has a height of 1. Sizes are (height, width)."""
-
-    C: int
-    N: int
-    size: tuple[int, int]
-    out: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @property
-    def pixels(self) -> int:
-        """Return the pixels of the result."""
-        return self.out[0] * self.out[1]
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Return whether each pixel of the result is made of one pixel, in the same order."""
-        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-
-    def leaves(self, dim: int) -> bool:
-        """Return whether a window may lie partly outside of the image in a dim."""
-        end = (self.out[dim] - 1) * self.stride[dim] - self.padding[dim] + (self.kernel[dim] - 1) * self.dilation[dim]
-        return self.padding[dim] > 0 or end >= self.size[dim]
+def convolution(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+    """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
+    return _lowered(context, x, read_convolution(context, x, *arguments))
 
 
-def convolution_add(context: Context, *arguments: Any) -> Buffer:
+def convolution_add(context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_conv_add. Raises UnsuitedError for what no kernel here takes."""
-    residual, residual_zero, factor, residual_factor, shift, *y = arguments[CONVOLUTION_ARGUMENTS:]
-    y_zero = arguments[CONVOLUTION_ARGUMENTS - 5]
-    addition = Addition.of(y_zero, residual_zero, factor, residual_factor, shift, Store(*y))
-    given: tuple[Any, ...] = (*arguments[:CONVOLUTION_ARGUMENTS], residual, addition)
-    return convolution(context, *given)
+    return _lowered(context, x, read_sum(context, x, arguments))
 
 
-def convolution(
-    context: Context, x: Buffer, weight: Buffer, bias: Buffer | None, multiplier: Buffer, shift: Buffer, factors: Buffer | None,
-    group: int, weight_shape: list[int], weight_bits: int, stride: list[int], padding: list[int], dilation: list[int],
-    transposed: bool, output_padding: list[int], groups: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
-    residual: Buffer | None = None, addition: Addition | None = None,
-) -> Buffer:  # fmt: skip
-    """Lower q_conv, or with a residual q_conv_add. Raises UnsuitedError for what no kernel here takes."""
-    if transposed:
-        raise UnsuitedError("it is transposed")
-    if x.dtype != "int8" or bits != 8:
-        raise UnsuitedError("its values have 16 bits")
-    if x.shape[0] != 1:
-        raise UnsuitedError(f"its batch is {x.shape[0]}")
-    layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
-    C, N = x.shape[1], context.shape[1]
-    sizes, out, kernel, steps = map(_two, (x.shape[2:], context.shape[2:], weight_shape[2:], stride))
-    image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation))
-    values = layer.values.reshape(N, -1, *image.kernel)
-    store = Store(y_zero, low, high)
-    if groups == 1:
-        found = Weights(values, layer.bias, layer.scale)
-        return matrix_convolution(context, x, image, found, x_zero, store, residual, addition)
-    if groups == C == N and residual is None:
-        return _depthwise(context, x, image, Weights(values[:, 0], layer.bias, layer.scale), x_zero, store)
-    raise UnsuitedError(f"it has {groups} groups of {C // groups} channels")
-
-
-def _two(values: Sequence[int], filler: int = 1) -> tuple[int, int]:
-    """Return a height and a width for one or two numbers."""
-    height, width = (filler, *values) if len(values) == 1 else values
-    return height, width
+def _lowered(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    if found.groups == 1:
+        return matrix_convolution(context, x, found)
+    return _depthwise(context, x, found)
 
 
 # ---- all channels of four pixels at a time ----
 
 
-def matrix_convolution(
-    context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store, residual: Buffer | None = None,
-    addition: Addition | None = None,
-) -> Buffer:  # fmt: skip
-    """Write a convolution as columns times weights. layer: values (N, C, kh, kw)."""
+def matrix_convolution(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    """Write a convolution as columns times weights."""
+    g, layer, x_zero, residual = found.image, found.layer, found.x_zero, found.residual
     staged = g.N % 2 != 0 or g.pixels % PIXELS != 0
     if staged and residual is not None:
         raise UnsuitedError("its residual needs pixels in groups of 4 and an even number of channels")
@@ -116,7 +58,7 @@ def matrix_convolution(
     weights = np.zeros((N, K), np.int64)
     weights[: g.N, : len(order)] = layer.values.reshape(g.N, -1)[:, order]
     bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel = matrix_kernel(K, N, store, addition)
+    kernel = matrix_kernel(K, N, found.store, found.addition)
     x = with_channels_last(context, x) if by_rows else x
     stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale)))
     columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
@@ -126,6 +68,7 @@ def matrix_convolution(
     groups = -(-g.pixels // PIXELS)
     with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
         k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
+        k.is_glue = by_rows
         k.use(SUPPORT)
         source, words = k.read("x", x, x.stored_shape), k.read("stream", stream)
         added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
@@ -134,8 +77,12 @@ def matrix_convolution(
         rest = k.scratch("stage", stage) if stage is not None else None
         with k.grid(group=groups) as (group,):
             gather = _Columns(k, g, source, block, x_zero, x.channels_last)
-            with k.loop("p", 0, PIXELS) as p, _inside(k, group, p, g.pixels) as pixel:
-                gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
+            if by_rows and g.is_pointwise:
+                count = tirx.min(PIXELS, g.pixels - group * PIXELS) if g.pixels % PIXELS else PIXELS
+                k.call(pixels_kernel(g.C // 4), address(block, 0, 0, 0), gather.at(group * PIXELS), count)
+            else:
+                with k.loop("p", 0, PIXELS) as p, _inside(k, group, p, g.pixels) as pixel:
+                    gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
             start = (address(block, 0, 0, 0), address(words, 0, 0))
             if rest is None:
                 k.call(kernel, *start, *(address(each, group * PIXELS, 0) for each in (y, *added)))
@@ -200,6 +147,15 @@ class _Columns:
         j = k.let("j", tirx.truncmod(pixel, g.out[1])) if g.out[0] > 1 else pixel
         return k.let("top", i * g.stride[0] - g.padding[0]), k.let("left", j * g.stride[1] - g.padding[1])
 
+    def at(self, pixel: Expr) -> Expr:
+        """Return the address of a pixel of the image."""
+        width = self.g.size[1]
+        return (
+            self._at(tirx.truncdiv(pixel, width), tirx.truncmod(pixel, width))
+            if self.g.size[0] > 1
+            else self._at(0, pixel)
+        )
+
     def _at(self, row: Expr, column: Expr) -> Expr:
         place = (row, column) if len(self.x.shape) == 4 else (column,)
         return address(self.x, 0, *place, 0)
@@ -207,11 +163,6 @@ class _Columns:
     def rows(self, pixel: Expr, p: Expr) -> None:
         """Copy the rows of the window, each in one call where it lies within the image."""
         k, g = self.k, self.g
-        if g.is_pointwise:
-            i, j = (tirx.truncdiv(pixel, g.out[1]), tirx.truncmod(pixel, g.out[1])) if g.out[0] > 1 else (0, pixel)
-            quads = g.C // 4
-            k.call(gather_kernel(quads), address(self.columns, 0, p, 0), self._at(i, j), quads)
-            return
         top, left = self._corner(pixel)
         row_quads = g.kernel[1] * g.C // 4
         with k.loop("ky", 0, g.kernel[0]) as ky:
@@ -311,23 +262,25 @@ def _lead(g: Image) -> int:
 # ---- channel by channel ----
 
 
-def _depthwise(context: Context, x: Buffer, g: Image, layer: Weights, x_zero: int, store: Store) -> Buffer:
+def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    g, layer = found.image, found.layer
     planes = Planes(g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
     x = with_channels_last(context, x)
-    stream = context.weight("stream", depthwise_stream(layer.values, layer))
+    stream = context.weight("stream", depthwise_stream(layer.values[:, 0], layer))
     plane = context.temp("plane", (planes.elements,), "int16")
     result = context.result(channels_last=True)
     with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
         k.choice = "depthwise: channel by channel" + (", two results at a time" if planes.is_fast else "")
+        k.is_glue = True
         k.use(SUPPORT)
         source, words = k.read("x", x, (*g.size, g.C)), k.read("stream", stream)
         y = k.write("y", result, (*g.out, g.C))
         block = k.scratch("plane", plane)
         with k.grid(c=g.C) as (c,):
             with k.when(tirx.EQ(c, 0)):
-                k.call(FILL_PLANE, address(block, 0), x_zero, planes.elements)
+                k.call(FILL_PLANE, address(block, 0), found.x_zero, planes.elements)
             inner = g.padding[0] * planes.pitch + g.padding[1]
             k.call(plane_kernel(planes), address(block, inner), address(source, 0, 0, c))
-            k.call(channel_kernel(planes, store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
+            k.call(channel_kernel(planes, found.store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
         k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
     return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
-from dsopt.backends.mcu.kernels.matrix import Store
+from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
 
@@ -33,7 +33,7 @@ def widen_kernel(quads: int) -> MicroKernel:
 
 def dense_kernel(K: int, N: int, store: Store) -> MicroKernel:
     """Return the function for K inputs and N channels, both multiples of 4."""
-    name = f"dsopt_dense_{K}x{N}_{store.zero}_{store.low}_{store.high}".replace("-", "m")
+    name = f"dsopt_dense_{K}x{N}_{store.tag}"
     parameters = "const int16_t *wide, const int32_t *stream, int8_t *y"
     return micro_kernel(name, parameters, _portable(K, N, store), _assembly(K, N, store))
 

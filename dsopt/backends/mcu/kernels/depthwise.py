@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
-from dsopt.backends.mcu.kernels.matrix import Store
+from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
 
@@ -104,7 +104,7 @@ def plane_kernel(g: Planes) -> MicroKernel:
 
 def channel_kernel(g: Planes, store: Store) -> MicroKernel:
     """Return the function for one channel: its padded plane, its record (`depthwise_stream`), its first result."""
-    name = f"dsopt_depthwise_{g.tag}_{store.zero}_{store.low}_{store.high}".replace("-", "m")
+    name = f"dsopt_depthwise_{g.tag}_{store.tag}"
     parameters = "const int16_t *plane, const int32_t *record, int8_t *y"
     if g.is_fast:
         return micro_kernel(name, parameters, _portable(g, store), _assembly(g, store))

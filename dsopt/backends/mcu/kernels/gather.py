@@ -30,6 +30,47 @@ _QUAD = [
     "str r3, [r0], #16",
 ]
 
+_PIXEL = [
+    "ldr r3, [r1], #4",
+    "sxtb16 r4, r3",
+    "sxtb16 r3, r3, ror #8",
+    "str r4, [r12], #16",
+    "str r3, [r12], #16",
+]
+
+
+def pixels_kernel(quads: int) -> MicroKernel:
+    """Return the function that copies up to four pixels of 4 * quads values, one behind the other, each into its column."""
+    turn = _turn(quads)
+    body = f"""    for (int32_t p = 0; p < pixels; ++p) {{
+        for (int32_t i = 0; i < {quads}; ++i) {{
+            int16_t *const quad = columns + 16 * i + 2 * p;
+            const int8_t *const from = x + {4 * quads} * p + 4 * i;
+            quad[0] = from[0];
+            quad[1] = from[2];
+            quad[8] = from[1];
+            quad[9] = from[3];
+        }}
+    }}"""
+    loop = [f"movw r5, #{quads // turn}", "1:", *_PIXEL * turn, "subs r5, #1", "bne 1b"]
+    lines = [
+        "push {r4, r5}",
+        "2:",
+        "mov r12, r0",
+        *(loop if quads > turn else _PIXEL * turn),
+        "adds r0, #4",
+        "subs r2, #1",
+    ]
+    name = f"dsopt_gather_pixels_{quads}"
+    parameters = "int16_t *columns, const int8_t *x, int32_t pixels"
+    return micro_kernel(name, parameters, body, [*lines, "bne 2b", "pop {r4, r5}", "bx lr"])
+
+
+def _turn(quads: int) -> int:
+    """Return how many quads a turn of the loop takes."""
+    return next(turn for turn in (8, 4, 2, 1) if quads % turn == 0)
+
+
 FILL = MicroKernel(
     "dsopt_fill",
     """/* Columns of a pixel outside of the image: its zero point. */

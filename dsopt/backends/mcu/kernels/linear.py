@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import SUPPORT
-from dsopt.backends.mcu.kernels.convolution import Image, matrix_convolution
+from dsopt.backends.mcu.kernels.convolution import matrix_convolution
 from dsopt.backends.mcu.kernels.dense import CHANNELS, dense_kernel, dense_stream, widen_kernel
-from dsopt.backends.mcu.kernels.matrix import PIXELS, Store
+from dsopt.backends.mcu.kernels.image import Convolution, Image
+from dsopt.backends.mcu.kernels.matrix import PIXELS
+from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Weights, read_weights
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import address, tirx
 
 
-def linear(
+def read_linear(
     context: Context, x: Buffer, weight: Buffer, bias: Buffer | None, multiplier: Buffer, shift: Buffer, factors: Buffer | None,
     group: int, weight_shape: list[int], weight_bits: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
-) -> Buffer:  # fmt: skip
-    """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
+) -> tuple[Weights, int, Store]:  # fmt: skip
+    """Return the layer, values (N, K), the zero point of its input, and its store. Raises UnsuitedError for what no kernel takes."""
     if x.dtype != "int8" or bits != 8:
         raise UnsuitedError("its values have 16 bits")
     if x.channels_last:
         raise UnsuitedError("its input is an image")
     layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
-    N, K = weight_shape
-    M, store = x.elements // K, Store(y_zero, low, high)
+    return layer, x_zero, Store(y_zero, low, high)
+
+
+def linear(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+    """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
+    layer, x_zero, store = read_linear(context, x, *arguments)
+    M = x.elements // layer.values.shape[1]
     if M < PIXELS:
         return _dense(context, x, M, layer, store)
-    session = context.session
+    return by_pixels(context, x, layer, x_zero, store, matrix_convolution)
+
+
+def by_pixels(
+    context: Context, x: Buffer, layer: Weights, x_zero: int, store: Store, lower: Callable[[Context, Buffer, Convolution], Buffer]
+) -> Buffer:  # fmt: skip
+    """Lower a product of several rows as a convolution of one pixel each, by the lowering of such a one."""
+    session, (N, K) = context.session, layer.values.shape
+    M, one = x.elements // K, (1, 1)
     rows = session.add_buffer(f"{x.name}_rows", (1, K, M), x.dtype, x.name, True)
     inner = Context(session, context.operator, context.label, [((1, N, M), context.dtype)], False)
-    one = (1, 1)
     image = Image(K, N, (1, M), (1, M), one, one, (0, 0), one)
-    values = layer.values.reshape(N, K, 1, 1)
-    y = matrix_convolution(inner, rows, image, Weights(values, layer.bias, layer.scale), x_zero, store)
+    weights = Weights(layer.values.reshape(N, K, 1, 1), layer.bias, layer.scale)
+    y = lower(inner, rows, Convolution(image, weights, 1, x_zero, store))
     return session.add_buffer(f"{y.name}_rows", context.shape, y.dtype, y.name)
 
 
@@ -51,6 +68,7 @@ def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) ->
     result = context.result()
     with context.kernel(multiply_adds=M * N * K) as k:
         k.choice = "dense: 4 channels at a time"
+        k.is_glue = True
         k.use(SUPPORT)
         source, words = k.read("x", x, (M, K)), k.read("stream", stream)
         y = k.write("y", result, (M, N))
@@ -72,4 +90,6 @@ def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) ->
                     k.store(y, rest[n], m, n)
         if M == 1:
             k.may_lie_over(result, x, 0)
+            # What is read of x is always behind what is written: 2 bytes for each of its bytes, from so far before it.
+            k.may_lie_over(widened, x, wide_K + (4 if K % 4 else 0))
     return result

@@ -7,11 +7,10 @@ both channels, and each `smlad` is two multiply-adds: 13 instructions for 16 pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import clamp_lines, micro_kernel, requantize_lines, unpack_scale
+from dsopt.backends.mcu.kernels.store import Addition, Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
@@ -23,58 +22,19 @@ _MOST_CHANNELS = 4095 // (PIXELS - 1)
 _SUMS = (("r2", "r3", "r4", "r5"), ("r6", "r7", "r8", "r9"))
 
 
-@dataclass(frozen=True)
-class Store:
-    """What a kernel does with a sum after scaling: zero point and clamp of the result."""
-
-    zero: int
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
-class Addition:
-    """A residual added before the store: clamp((q * factor + residual * residual_factor + constant) >> shift)."""
-
-    factor: int
-    residual_factor: int
-    constant: int
-    shift: int
-    low: int
-    high: int
-
-    @staticmethod
-    def of(zero: int, residual_zero: int, factor: int, residual_factor: int, shift: int, y: Store) -> Addition:
-        """Fold zero points and rounding into one constant. Raises UnsuitedError where the sum needs more than 32 bits."""
-        rounding = (1 << shift >> 1) + (y.zero << shift)
-        constant = rounding - zero * factor - residual_zero * residual_factor
-        if abs(constant) + 128 * (abs(factor) + abs(residual_factor)) >= 1 << 31 or shift > 30:
-            raise UnsuitedError("the sum with its residual needs more than 32 bits")
-        return Addition(factor, residual_factor, constant, shift, y.low, y.high)
-
-
 def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None) -> MicroKernel:
     """Return the function for K inputs, a multiple of 4 (see `padded`), and N channels, an even number that is also their stride."""
     if N > _MOST_CHANNELS:
         raise UnsuitedError(f"it has {N} channels, and the kernel takes up to {_MOST_CHANNELS}")
     assert padded(K) == K
     assert N % 2 == 0
-    name = f"dsopt_matrix_{K}x{N}_{_tag(store.zero, store.low, store.high)}"
+    name = f"dsopt_matrix_{K}x{N}_{store.tag}"
     if addition is None:
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y"
     else:
-        name += f"_add_{_tag(addition.low, addition.high)}_{_digest(addition)}"
+        name += f"_add_{addition.tag}"
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y, const int8_t *residual"
     return micro_kernel(name, parameters, _portable(K, N, store, addition), _assembly(K, N, store, addition))
-
-
-def _tag(*numbers: int) -> str:
-    return "_".join(f"m{-number}" if number < 0 else str(number) for number in numbers)
-
-
-def _digest(addition: Addition) -> str:
-    numbers = (addition.factor, addition.residual_factor, addition.constant, addition.shift)
-    return "_".join(f"{number & 0xFFFFFFFF:x}" for number in numbers)
 
 
 def padded(K: int) -> int:
@@ -102,11 +62,8 @@ def _portable(K: int, N: int, store: Store, addition: Addition | None) -> str:
     value = f"dsopt_requantize(sums[i], stream[{2 + K // 2} + (i & 1)], {store.zero}, {store.low}, {store.high})"
     finish = f"            y[(i >> 1) * {N} + n + (i & 1)] = (int8_t){value};"
     if addition is not None:
-        a = addition
         finish = f"""            const int32_t at = (i >> 1) * {N} + n + (i & 1);
-            const int32_t total = {value} * {a.factor} + residual[at] * {a.residual_factor} + {_literal(a.constant)};
-            const int32_t joined = total >> {a.shift};
-            y[at] = (int8_t)(joined < {a.low} ? {a.low} : joined > {a.high} ? {a.high} : joined);"""
+            y[at] = (int8_t){addition.portable(value, "residual[at]")};"""
     return f"""    for (int32_t n = 0; n < {N}; n += 2) {{
         int32_t sums[8];
         for (int32_t i = 0; i < 8; ++i) {{
@@ -125,10 +82,6 @@ def _portable(K: int, N: int, store: Store, addition: Addition | None) -> str:
         }}
         stream += {4 + K // 2};
     }}"""
-
-
-def _literal(number: int) -> str:
-    return f"({number})" if number < 0 else str(number)
 
 
 _STEP = [

@@ -1,0 +1,261 @@
+"""q_conv and q_linear for cores with MVE: TIR walks over rows of the result and their borders, micro-kernels do the inside."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dsopt.backends.mcu.kernels.assembly import SUPPORT
+from dsopt.backends.mcu.kernels.channels_last import with_channels_last
+from dsopt.backends.mcu.kernels.helium.copy import COPY, FILL, FILL_COLUMNS, blocks_kernel, spread_kernel
+from dsopt.backends.mcu.kernels.helium.dense import dense_kernel, dense_stream
+from dsopt.backends.mcu.kernels.helium.depthwise import channel_kernel, depthwise_stream, lines_kernel, lines_of
+from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES
+from dsopt.backends.mcu.kernels.helium.matrix import INSTRUCTIONS, PIXELS, Runs, conv_kernel, conv_stream
+from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
+from dsopt.backends.mcu.kernels.linear import by_pixels, read_linear
+from dsopt.backends.mcu.kernels.store import Store
+from dsopt.backends.mcu.kernels.stream import Weights
+from dsopt.backends.tir.builder import KernelBuilder
+from dsopt.backends.tir.program import Buffer, MicroKernel
+from dsopt.backends.tir.registry import Context, UnsuitedError
+from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, tirx
+
+_LEAST_SAVING = 0.03
+"""Of the instructions of a layer, for which a second kernel is worth its bytes."""
+_MOST_PLANES = 8
+"""Up to so many channels, each is copied on its own, eight values at a time."""
+
+
+def convolution(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+    """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
+    return _lowered(context, x, read_convolution(context, x, *arguments))
+
+
+def convolution_add(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+    """Lower q_conv_add. Raises UnsuitedError for what no kernel here takes."""
+    return _lowered(context, x, read_sum(context, x, arguments))
+
+
+def linear(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+    """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
+    layer, x_zero, store = read_linear(context, x, *arguments)
+    if x.elements // layer.values.shape[1] < PIXELS:
+        return _dense(context, x, layer, store)
+    return by_pixels(context, x, layer, x_zero, store, _matrix)
+
+
+def _lowered(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    return _matrix(context, x, found) if found.groups == 1 else _depthwise(context, x, found)
+
+
+# ---- all channels of three pixels at a time ----
+
+
+def _runs(g: Image) -> Runs:
+    """Return where the inputs of a pixel are: in the image, or in the columns of the rows that a row of results is made of."""
+    height = g.kernel[0] if _has_columns(g) else 1
+    size, is_open = height * g.C, _has_columns(g) or g.C % BYTES == 0
+    if g.dilation[1] == 1:
+        return Runs(1, g.kernel[1] * size, 0, g.stride[1] * size, is_open)
+    return Runs(g.kernel[1], size, g.dilation[1] * size, g.stride[1] * size, is_open)
+
+
+def _has_columns(g: Image) -> bool:
+    """Return whether rows are copied, so that a window has its columns one behind the other and may reach over the border."""
+    return g.kernel[0] > 1 or g.leaves(0) or g.leaves(1)
+
+
+def _column_count(g: Image) -> int:
+    reach = (g.out[1] - 1) * g.stride[1] + (g.kernel[1] - 1) * g.dilation[1] + 1
+    return max(g.padding[1] + g.size[1], reach)
+
+
+def _matrix(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    g, residual = found.image, found.residual
+    runs, N = _runs(g), -(-g.N // LANES) * LANES
+    if N != g.N and residual is not None:
+        raise UnsuitedError(f"its residual needs channels in groups of {LANES}")
+    layer = _filled(found.layer, N)
+    lines, length = _lines(g)
+    groups = _groups(length)
+    kernels = [conv_kernel(runs, most, N, found.store, found.addition) for most, *_ in groups]
+    copied = _has_columns(g)
+    if not (copied and g.C <= _MOST_PLANES):
+        x = with_channels_last(context, x)
+    copier = _copier(g, x.channels_last) if copied else None
+    by_column = layer.values.transpose(0, 3, 2, 1).reshape(N, runs.rows, runs.length)
+    stream = context.weight("stream", conv_stream(by_column, layer, runs))
+    columns = context.temp("columns", (_column_count(g) * g.kernel[0] * g.C + BYTES,), "int8") if copied else None
+    result = context.result(channels_last=True)
+    residual = None if residual is None else with_channels_last(context, residual)
+    stage = context.temp("stage", (PIXELS, N), "int8") if N != g.N else None
+    with context.kernel(multiply_adds=g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
+        k.choice = f"vectors: {PIXELS} pixels x 4 channels" + (", rows copied" if copied else "")
+        k.is_glue = True
+        k.use(SUPPORT)
+        source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
+        added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
+        y = k.write("y", result, (g.pixels, g.N))
+        block = k.scratch("columns", columns) if columns is not None else None
+        rest = k.scratch("stage", stage) if stage is not None else None
+        with k.grid(i=lines) as (i,):
+            if copier is not None:
+                _copy_rows(k, g, copier, x.channels_last, source, block, i, found.x_zero)
+                inputs, start = block, 0
+            else:
+                inputs, start = source, i * (g.stride[0] * g.size[1] * g.C)
+            for kernel, (most, begin, count) in zip(kernels, groups, strict=True):
+                with k.loop("group", 0, -(-count // most)) as group:
+                    pixels = k.let("pixels", tirx.min(most, count - group * most)) if count % most else most
+                    pixel = k.let("pixel", begin + group * most)
+                    place = address(inputs, start + pixel * runs.step)
+                    first = k.let("first", i * length + pixel)
+                    if rest is None:
+                        outputs = [address(each, first, 0) for each in (y, *added)]
+                        k.call(kernel, place, address(words, 0, 0), outputs[0], pixels, *outputs[1:])
+                    else:
+                        k.call(kernel, place, address(words, 0, 0), address(rest, 0, 0), pixels)
+                        with k.loop("row", 0, pixels) as row:
+                            k.call(COPY, address(y, first + row, 0), address(rest, row, 0), g.N)
+        if x.channels_last:
+            k.may_lie_over(result, x, _lead(g, runs))
+        if residual is not None:
+            k.choice += ", residual added in the store"
+            k.may_lie_over(result, residual, 0)
+    return result
+
+
+def _groups(length: int) -> list[tuple[int, int, int]]:
+    """Share the pixels of a row between kernels of three and of two at a time, if that pays: (most at a time, first, count)."""
+    threes = (length // PIXELS if length % PIXELS != 1 else length // PIXELS - 1) * PIXELS
+    whole = -(-length // PIXELS) * INSTRUCTIONS[PIXELS]
+    shared = threes // PIXELS * INSTRUCTIONS[PIXELS] + (length - threes) // 2 * INSTRUCTIONS[2]
+    if length < 2 or shared > (1 - _LEAST_SAVING) * whole:
+        return [(PIXELS, 0, length)]
+    return [group for group in ((PIXELS, 0, threes), (2, threes, length - threes)) if group[2]]
+
+
+def _lines(g: Image) -> tuple[int, int]:
+    """Return the rows of results and the pixels of each; all pixels are one row where rows do not matter."""
+    return (1, g.pixels) if g.is_pointwise else g.out
+
+
+def _copier(g: Image, is_last: bool) -> MicroKernel:
+    """Return the function that copies a row of an image, or of one of its planes, into the columns."""
+    step = g.kernel[0] * g.C
+    if g.C <= _MOST_PLANES:
+        return spread_kernel(g.C if is_last else 1, step)
+    return blocks_kernel(g.C, step)
+
+
+def _copy_rows(
+    k: KernelBuilder, g: Image, copier: MicroKernel, is_last: bool, source: TirBuffer, columns: TirBuffer, i: Expr, zero: int
+) -> None:  # fmt: skip
+    """Fill the columns with the rows that a row of results is made of."""
+    step, (H, W) = g.kernel[0] * g.C, g.size
+    with k.when(tirx.EQ(i, 0)):
+        k.call(FILL, address(columns, 0), zero, _column_count(g) * step)
+    with k.loop("ky", 0, g.kernel[0]) as ky:
+        row = k.let("row", i * g.stride[0] - g.padding[0] + ky * g.dilation[0])
+        inside = tirx.all(row >= 0, row < H)
+        target = g.padding[1] * step + ky * g.C
+        with k.when(inside):
+            if g.C > _MOST_PLANES:
+                k.call(copier, address(columns, target), address(source, row * (W * g.C)), W)
+            else:
+                with k.loop("c", 0, g.C) as c:
+                    place = row * (W * g.C) + c if is_last else c * (H * W) + row * W
+                    k.call(copier, address(columns, target + c), address(source, place), W)
+        if g.leaves(0):
+            with k.when(tirx.Not(inside)):
+                k.call(FILL_COLUMNS, address(columns, target), zero, g.C, step, W)
+
+
+def _filled(layer: Weights, N: int) -> Weights:
+    """Return the layer with channels of zeros up to N."""
+    more = N - len(layer.values)
+    values = np.pad(layer.values, ((0, more), *((0, 0),) * (layer.values.ndim - 1)))
+    return Weights(values, np.pad(layer.bias, (0, more), mode="edge"), np.pad(layer.scale, (0, more), mode="edge"))
+
+
+def _lead(g: Image, runs: Runs) -> int:
+    """Return by how many bytes the result must begin before the input so that no byte is overwritten before it is read.
+
+    Rows that are copied are read before the results of their row are written; else, a group of pixels is written while it is read.
+    """
+    lines, length = _lines(g)
+    i = np.arange(lines)
+    if _has_columns(g):
+        needed = np.maximum(i * g.stride[0] - g.padding[0], 0) * g.size[1] * g.C
+        return int(max(((i[:-1] + 1) * length * g.N - needed[1:]).max(initial=0), 0))
+    first = np.array([begin + each for most, begin, count in _groups(length) for each in range(0, count, most)])
+    starts = i[:, None] * (g.stride[0] * g.size[1] * g.C) + first * runs.step
+    ends = (i[:, None] * length + np.append(first[1:], length)) * g.N
+    return int(max((ends - starts).max(), 0))
+
+
+# ---- few vectors ----
+
+
+def _dense(context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
+    real_N, K = layer.values.shape
+    M, N = x.elements // K, -(-real_N // LANES) * LANES
+    layer = _filled(layer, N)
+    kernel = dense_kernel(K, N, store)
+    stream = context.weight("stream", dense_stream(layer.values, layer))
+    stage = context.temp("stage", (N,), "int8") if real_N != N else None
+    result = context.result()
+    with context.kernel(multiply_adds=M * real_N * K) as k:
+        k.choice = "vectors: 4 channels"
+        k.is_glue = True
+        k.use(SUPPORT)
+        source, words = k.read("x", x, (M, K)), k.read("stream", stream)
+        y = k.write("y", result, (M, real_N))
+        rest = k.scratch("stage", stage) if stage is not None else None
+        with k.grid(m=M) as (m,):
+            target = address(rest, 0) if rest is not None else address(y, m, 0)
+            k.call(kernel, address(source, m, 0), address(words, 0, 0), target)
+            if rest is not None:
+                k.call(COPY, address(y, m, 0), address(rest, 0), real_N)
+        if M == 1 and rest is not None:
+            k.may_lie_over(result, x, 0)
+    return result
+
+
+# ---- channel by channel ----
+
+
+def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
+    g, layer = found.image, Weights(found.layer.values[:, 0], found.layer.bias, found.layer.scale)
+    lines = lines_of(g.C, g.size, g.out, g.kernel, g.stride, g.padding)
+    if not lines.is_fast or g.dilation != (1, 1):
+        raise UnsuitedError(f"its windows have {g.kernel[0]} x {g.kernel[1]} values")
+    x = with_channels_last(context, x)
+    stream = context.weight("stream", depthwise_stream(layer.values, layer, lines))
+    plane = context.temp("plane", (lines.plane_bytes,), "int8")
+    strip = context.temp("strip", (lines.strip_bytes,), "int8")
+    result = context.result(channels_last=True)
+    with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
+        k.choice = "vectors: depthwise, channel by channel, a window in a load"
+        k.is_glue = True
+        k.use(SUPPORT)
+        source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
+        y = k.write("y", result, (result.elements,))
+        block, room = k.scratch("plane", plane), k.scratch("strip", strip)
+        with k.grid(c=g.C) as (c,):
+            with k.when(tirx.EQ(c, 0)):
+                k.call(FILL, address(block, 0), found.x_zero, lines.plane_bytes)
+            inner = lines.padding[0] * lines.columns + lines.padding[1]
+            k.call(lines_kernel(lines), address(block, inner), address(source, c))
+            k.call(
+                channel_kernel(lines, found.store),
+                address(block, 0),
+                address(words, c, 0),
+                address(y, c),
+                address(room, 0),
+            )
+        k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
+    return result

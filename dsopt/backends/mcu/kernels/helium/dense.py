@@ -1,0 +1,87 @@
+"""Vectors times a matrix: four channels at a time, 16 inputs of each in an instruction.
+
+The stream has for each four channels their weights, 16 bytes of each in turn, and a record of `lanes.quads`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
+from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, quads
+from dsopt.backends.mcu.kernels.store import Store
+from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes
+from dsopt.backends.tir.program import MicroKernel
+
+_SUMS = ("r0", "r2", "r4", "r6")
+_WIDEST_TURN = 4
+
+
+def dense_kernel(K: int, N: int, store: Store) -> MicroKernel:
+    """Return the function for one vector of K inputs, and N channels, a multiple of 4."""
+    assert N % LANES == 0
+    name = f"dsopt_vector_{K}x{N}_{store.tag}"
+    parameters = "const int8_t *x, const int32_t *stream, int8_t *y"
+    return micro_kernel(name, parameters, _portable(K, N, store), _assembly(K, N, store), MVE)
+
+
+def dense_stream(weights: Array, layer: Weights) -> Array:
+    """Return the stream of a layer. weights: (N, K), N a multiple of 4."""
+    filled = np.pad(weights, ((0, 0), (0, -weights.shape[1] % BYTES)))
+    by_vector = filled.reshape(len(weights) // LANES, LANES, -1, BYTES).transpose(0, 2, 1, 3)
+    packed = word_of_bytes(by_vector.reshape(len(by_vector), -1, 4))
+    return np.concatenate([packed, quads(layer)], 1)
+
+
+def _portable(K: int, N: int, store: Store) -> str:
+    words = -(-K // BYTES) * BYTES
+    return f"""    for (int32_t n = 0; n < {N}; n += 4) {{
+        const int32_t *const quad = stream + {words};
+        for (int32_t c = 0; c < 4; ++c) {{
+            int32_t sum = quad[c];
+            for (int32_t k = 0; k < {K}; ++k) {{
+                sum += x[k] * dsopt_byte(stream[k / 16 * 16 + c * 4 + k % 16 / 4], (uint32_t)(k % 4));
+            }}
+            const int32_t scale = quad[4 + c] - dsopt_byte(quad[8], (uint32_t)c);
+            y[n + c] = (int8_t)dsopt_requantize(sum, scale, {store.zero}, {store.low}, {store.high});
+        }}
+        stream += {words + 9};
+    }}"""
+
+
+def _assembly(K: int, N: int, store: Store) -> list[str]:
+    """r1: inputs, r3: stream, r5: results, r7: the first input, r9: the end of the results."""
+    whole, tail = divmod(K, BYTES)
+    turn = next(turn for turn in range(_WIDEST_TURN, 0, -1) if whole % turn == 0) if whole else 1
+    body = _step("") * turn
+    lines = [
+        "push {r4-r9, lr}",
+        "vpush {d8-d11}",
+        "mov r7, r0",
+        "mov r3, r1",
+        "mov r5, r2",
+        f"movw r9, #{N}",
+        "add r9, r9, r2",
+        *([f"movs r0, #{tail}", "vctp.8 r0"] if tail else []),
+        "2:",
+        "mov r1, r7",
+        *(f"mov {total}, #0" for total in _SUMS),
+        *([f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []),
+        *(["vpst", *_step("t")] if tail else []),
+        "vmov q5[2], q5[0], r0, r4",
+        "vmov q5[3], q5[1], r2, r6",
+        *load_quad("r3"),
+        *finished(("q5",), ("r5",), store, None, ("r0",)),
+        "cmp r5, r9",
+        "bne.w 2b",
+        "vpop {d8-d11}",
+        "pop {r4-r9, pc}",
+    ]
+    return lines
+
+
+def _step(suffix: str) -> list[str]:
+    lines = [f"vldrb{suffix}.u8 q0, [r1], #16"]
+    for total, q in zip(_SUMS, ("q1", "q2", "q1", "q2"), strict=True):
+        lines += [f"vldrw.u32 {q}, [r3], #16", f"vmladava.s8 {total}, q0, {q}"]
+    return lines

@@ -1,0 +1,53 @@
+"""What a kernel does with a sum once it is scaled: clamp it, perhaps add a residual first."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+from dsopt.backends.tir.registry import UnsuitedError
+
+
+@dataclass(frozen=True)
+class Store:
+    """Zero point and clamp of the result."""
+
+    zero: int
+    low: int
+    high: int
+
+    @property
+    def tag(self) -> str:
+        """Return what tells this store from others, for names."""
+        return "_".join(f"m{-number}" if number < 0 else str(number) for number in astuple(self))
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A residual added before the store: clamp((q * factor + residual * residual_factor + constant) >> shift)."""
+
+    factor: int
+    residual_factor: int
+    constant: int
+    shift: int
+    low: int
+    high: int
+
+    @staticmethod
+    def of(zero: int, residual_zero: int, factor: int, residual_factor: int, shift: int, y: Store) -> Addition:
+        """Fold zero points and rounding into one constant. Raises UnsuitedError where the sum needs more than 32 bits."""
+        rounding = (1 << shift >> 1) + (y.zero << shift)
+        constant = rounding - zero * factor - residual_zero * residual_factor
+        if abs(constant) + 128 * (abs(factor) + abs(residual_factor)) >= 1 << 31 or shift > 30:
+            raise UnsuitedError("the sum with its residual needs more than 32 bits")
+        return Addition(factor, residual_factor, constant, shift, y.low, y.high)
+
+    @property
+    def tag(self) -> str:
+        """Return what tells this addition from others, for names."""
+        return "_".join(f"{number & 0xFFFFFFFF:x}" for number in astuple(self))
+
+    def portable(self, value: str, residual: str) -> str:
+        """Return the expression in C that adds `residual` to `value`, each an expression."""
+        constant = f"({self.constant})" if self.constant < 0 else str(self.constant)
+        total = f"{value} * {self.factor} + {residual} * {self.residual_factor} + {constant}"
+        return f"dsopt_clamp(({total}) >> {self.shift}, {self.low}, {self.high})"

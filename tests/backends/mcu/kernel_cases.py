@@ -1,0 +1,113 @@
+"""Layers for the fast kernels of cores: tails of pixels, channels and inputs, borders, strides, clamps and zero points at both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import dsopt
+from dsopt.ir import Program
+from tests.backends.tir.integer_modules import Apply, Settings, conv, integers, linear
+
+LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
+RELU, NARROW = Settings(3, y_zero=-128, y_range=(-128, 127)), Settings(4, y_zero=-20, y_range=(-20, 90))
+PLAIN, FULL = Settings(5), Settings(6, x_zero=-128, y_zero=-128)
+
+
+def layers(*functions: Apply) -> tuple[Apply, ...]:
+    return functions
+
+
+def chained(C: int, function: Apply) -> tuple[Apply, ...]:
+    """Behind a convolution, whose result has its channels last."""
+    return conv((C, C, 1, 1), Settings(C)), function
+
+
+class Residual(nn.Module):
+    """A convolution, and a sum with its own input or with another layer's result."""
+
+    def __init__(self, C: int, kernel: int, s: Settings, clamp: tuple[int, int], other: bool) -> None:
+        super().__init__()
+        self.first = conv((C, C, 1, 1), Settings(C + 1))
+        self.conv = conv((C, C, kernel, kernel), s, padding=(kernel // 2,))
+        self.other = conv((C, C, 1, 1), Settings(C + 2)) if other else None
+        self.clamp = clamp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        residual = self.other(x) if self.other is not None else x
+        return torch.ops.dsopt.q_add(self.conv(x), residual, 5, 5, 700_001, -450_000, 20, -7, *self.clamp, 8)
+
+
+Case = tuple[Sequence[nn.Module], tuple[int, ...]]
+
+CASES: dict[str, Case] = {
+    "one": (layers(conv((8, 16, 1, 1), RELU)), (16, 5, 7)),
+    "one_tails": (chained(20, conv((6, 20, 1, 1), LOW)), (20, 3, 3)),
+    "one_odd": (layers(conv((5, 3, 1, 1), HIGH)), (3, 4, 5)),
+    "one_pixel": (layers(conv((12, 32, 1, 1), NARROW)), (32, 1, 1)),
+    "one_two_pixels": (chained(16, conv((4, 16, 1, 1))), (16, 1, 2)),
+    "one_long": (chained(160, conv((4, 160, 1, 1), FULL)), (160, 2, 4)),
+    "one_stride": (chained(24, conv((8, 24, 1, 1), LOW, stride=(2,))), (24, 5, 6)),
+    "stem": (layers(conv((8, 3, 3, 3), RELU, stride=(2,), padding=(1,))), (3, 9, 8)),
+    "gray": (layers(conv((8, 1, 10, 4), HIGH, stride=(2,), padding=(5, 1))), (1, 13, 6)),
+    "padded": (chained(16, conv((16, 16, 3, 3), LOW, padding=(1,))), (16, 5, 8)),
+    "padded_deep": (chained(36, conv((8, 36, 3, 3), HIGH, padding=(1,))), (36, 4, 8)),
+    "padded_odd": (chained(6, conv((7, 6, 3, 3), FULL, padding=(1,))), (6, 6, 5)),
+    "whole": (chained(12, conv((8, 12, 3, 3), NARROW)), (12, 5, 5)),
+    "even": (chained(8, conv((8, 8, 2, 2), stride=(2,))), (8, 6, 6)),
+    "dilated": (chained(8, conv((4, 8, 3, 3), LOW, padding=(2,), dilation=(2,))), (8, 7, 6)),
+    "five": (chained(4, conv((4, 4, 5, 5), RELU, padding=(2,))), (4, 6, 7)),
+    "uneven": (chained(8, conv((4, 8, 3, 5), HIGH, stride=(2, 1), padding=(1, 0))), (8, 7, 8)),
+    "row": (chained(16, conv((8, 16, 1, 3), LOW, padding=(0, 1))), (16, 2, 9)),
+    "in_time": (layers(conv((8, 6, 5), HIGH, padding=(2,))), (6, 11)),
+    "in_time_deep": (layers(conv((16, 16, 1)), conv((12, 16, 3), FULL, stride=(2,), padding=(1,))), (16, 10)),
+    "depth": (chained(8, conv((8, 1, 3, 3), RELU, padding=(1,), groups=8)), (8, 6, 7)),
+    "depth_tall": (chained(4, conv((4, 1, 3, 3), LOW, padding=(1,), groups=4)), (4, 25, 5)),
+    "depth_wide": (chained(4, conv((4, 1, 3, 3), HIGH, padding=(1,), groups=4)), (4, 3, 40)),
+    "depth_stride": (chained(12, conv((12, 1, 3, 3), NARROW, stride=(2,), padding=(1,), groups=12)), (12, 9, 10)),
+    "depth_column": (chained(5, conv((5, 1, 3, 3), FULL, padding=(1,), groups=5)), (5, 6, 1)),
+    "depth_whole": (layers(conv((3, 1, 3, 3), LOW, groups=3)), (3, 7, 6)),
+    "depth_uneven": (chained(6, conv((6, 1, 2, 4), HIGH, stride=(1, 2), padding=(1, 0), groups=6)), (6, 5, 9)),
+    "depth_five": (chained(4, conv((4, 1, 5, 5), LOW, padding=(2,), groups=4)), (4, 7, 6)),
+    "depth_dilated": (chained(4, conv((4, 1, 3, 3), FULL, padding=(2,), dilation=(2,), groups=4)), (4, 6, 8)),
+    "depth_in_time": (layers(conv((6, 1, 3), RELU, padding=(1,), groups=6)), (6, 13)),
+    "residual": (layers(Residual(8, 3, PLAIN, (-128, 127), False)), (8, 4, 8)),
+    "residual_relu": (layers(Residual(16, 3, NARROW, (-7, 127), True)), (16, 4, 5)),
+    "residual_one": (layers(Residual(12, 1, FULL, (-50, 60), False)), (12, 2, 4)),
+    "vector": (layers(linear(8, 16, RELU)), (16,)),
+    "vector_tails": (layers(linear(5, 13, LOW)), (13,)),
+    "vector_long": (layers(linear(16, 163, HIGH)), (163,)),
+    "vector_in_place": (layers(linear(24, 640, FULL), linear(8, 24, NARROW)), (640,)),
+    "vectors_two": (layers(linear(6, 20, FULL)), (2, 20)),
+    "vectors": (layers(linear(6, 20, NARROW)), (7, 20)),
+    "vectors_few": (layers(linear(10, 7, LOW)), (3, 7)),
+}  # fmt: skip
+
+
+class Joined(nn.Module):
+    """All cases side by side: one image holds them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(nn.Sequential(*CASES[name][0]) for name in names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(case(x) for case, x in zip(self.cases, inputs, strict=True))
+
+
+def inputs_of(names: Sequence[str], seed: int) -> tuple[Tensor, ...]:
+    """Return an input for each case: of the whole range for even seeds, else of nothing but its ends."""
+    random = np.random.default_rng(seed)
+    shapes = [(1, *CASES[name][1]) for name in names]
+    arrays = [integers(random, shape) if seed % 2 == 0 else random.choice([-128, 127], shape) for shape in shapes]
+    return tuple(torch.from_numpy(array.astype(np.int8)) for array in arrays)
+
+
+def program_of(names: Sequence[str]) -> Program:
+    """Return the cases as one program, with each sum in the store of its convolution."""
+    program = dsopt.capture(Joined(names).eval(), inputs_of(names, 0))
+    return dsopt.PassManager(dsopt.parse_pipeline("fold-padding,fuse-residual")).run(program)[0]
