@@ -70,15 +70,26 @@ def smallest(buffers: list[Lifetime]) -> int:
 
 
 @given(lifetimes_of(most=6))
-def test_small_instances_are_close_to_the_optimum(buffers: list[Lifetime]) -> None:
+def test_small_instances_get_the_optimum(buffers: list[Lifetime]) -> None:
     if not buffers:
         assert plan_arena(buffers) == Plan({}, 0, 0, True)
         return
-    plan, best = plan_arena(buffers), smallest(buffers)
-    assert plan.arena_bytes >= best
-    assert plan.arena_bytes <= 1.5 * best
-    if plan.optimal:
-        assert plan.arena_bytes == best
+    plan = plan_arena(buffers)
+    assert plan.optimal
+    assert plan.arena_bytes == smallest(buffers)
+
+
+@given(lifetimes_of(most=8), st.data())
+def test_the_verifier_agrees_with_marking_every_byte(buffers: list[Lifetime], data: st.DataObject) -> None:
+    offsets = {buffer.name: 16 * data.draw(st.integers(0, 20)) for buffer in buffers}
+    arena = max((offsets[b.name] + b.size_bytes for b in buffers), default=0)
+    wrong = overlaps(buffers, offsets)
+    try:
+        verify_plan(buffers, Plan(offsets, arena, 0, False))
+    except ValueError:
+        assert wrong
+    else:
+        assert not wrong
 
 
 @given(lifetimes_of())
