@@ -56,7 +56,8 @@ def model_header(names: Names, ports: Interface, placement: Placement, target: s
        {p}_run();
        read the result from {p}_output(0);      before the next input is written
    No heap, no recursion, no file or console, and of libc at most the memcpy and memset that compilers call by themselves.
-   Not reentrant: one run at a time. An index outside of its table (an unknown token) is taken for the nearest one inside. */
+   Not reentrant: one run at a time. An index outside of its table (an unknown token) is taken for the nearest one inside.
+   Everything here begins with {p}_ or {m}_, so that models with other names can be in the same image. C99 and later, C++11 and later. */
 #ifndef {m}_H
 #define {m}_H
 
@@ -67,6 +68,9 @@ def model_header(names: Names, ports: Interface, placement: Placement, target: s
 extern "C" {{
 #endif
 
+/* Which model this is: its name, what it was compiled for, the dsopt that did it, and a hash of its code and weights. */
+#define {m}_NAME {string_literal(p)}
+#define {m}_TARGET {string_literal(target)}
 #define {m}_VERSION {string_literal(version)}
 #define {m}_HASH {string_literal(digest)}
 
@@ -118,22 +122,26 @@ def _port_macros(macro: str, kind: str, number: int, port: Port) -> str:
     buffer = port.buffer
     base = f"#define {macro}_{kind}_{number}"
     shape = ", ".join(map(str, buffer.shape or (1,)))
+    dims = "".join(f"{base}_DIM_{axis} {size}\n" for axis, size in enumerate(buffer.shape))
     return (
         f"/* {comment(port.name)}: {buffer.dtype} [{', '.join(map(str, buffer.shape))}] */\n"
         f"{base}_NAME {string_literal(port.name)}\n"
         f"{base}_TYPE {C_TYPES[buffer.dtype]}\n"
         f"{base}_RANK {len(buffer.shape)}\n"
-        f"{base}_SHAPE {{{shape}}}\n"
+        f"{base}_SHAPE {{{shape}}}\n{dims}"
         f"{base}_ELEMENTS {buffer.elements}\n"
         f"{base}_BYTES {buffer.size_bytes}\n"
     ) + _grid_macros(base, port.grid)
 
 
 def _grid_macros(base: str, grid: Grid | None) -> str:
-    """Return the macros of a port of integers: they stand for SCALE * (q - ZERO_POINT)."""
+    """Return the macros of a port of integers: q in LOW to HIGH stands for SCALE * (q - ZERO_POINT)."""
     if grid is None:
         return ""
-    return f"{base}_SCALE {float_literal(grid.scale)}\n{base}_ZERO_POINT ({grid.zero_point})\n"
+    return (
+        f"{base}_SCALE {float_literal(grid.scale)}\n{base}_ZERO_POINT ({grid.zero_point})\n"
+        f"{base}_LOW ({grid.low})\n{base}_HIGH ({grid.high})\n"
+    )
 
 
 def _assertions(macro: str, ports: Interface) -> str:
@@ -153,6 +161,8 @@ def _assertions(macro: str, ports: Interface) -> str:
 #define {macro}_STATIC_ASSERT(condition, message) extern int {macro.lower()}_not_checked
 #endif
 {macro}_STATIC_ASSERT({macro}_ARENA_BYTES >= {macro}_ARENA_LOWER_BOUND, "arena below its lower bound");
+{macro}_STATIC_ASSERT(({macro}_ARENA_ALIGNMENT & ({macro}_ARENA_ALIGNMENT - 1)) == 0, "alignment is no power of two");
+{macro}_STATIC_ASSERT(sizeof(float) == 4 && sizeof(int32_t) == 4, "float has other than 32 bits");
 {chr(10).join(checks)}
 #ifdef {macro}_RAM_BUDGET
 {macro}_STATIC_ASSERT({macro}_ARENA_BYTES + {macro}_STATE_BYTES <= {macro}_RAM_BUDGET, "the model does not fit the RAM budget");
