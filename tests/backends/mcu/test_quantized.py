@@ -133,6 +133,21 @@ def test_the_emulated_core_gives_the_bits_of_the_oracle(name: str, options: str)
     assert not floats & {"aten.convolution.default", "aten.linear.default", "aten.matmul.default", "aten.softmax.int"}
 
 
+@pytest.mark.mcu
+@pytest.mark.parametrize("core", ["cortex-m0plus", "rv32imc", "rv32imafc"])
+def test_cores_without_the_dsp_extension_give_the_bits_of_the_oracle(core: str) -> None:
+    program = captured("image")
+    made = api.build(program, f"mcu:{core}", "...,quantize", samples(program, 12, 0))
+    (feed,) = samples(program, 1, 100)
+    got = open_executor(made.artifact).run(feed)
+    wanted = made.program.run(*(torch.from_numpy(value) for value in feed.values()))
+    for spec, want in zip(program.signature.outputs, wanted, strict=True):
+        np.testing.assert_array_equal(got[spec.name], want.numpy())
+    rows = made.artifact.manifest["layers"]
+    assert all(row["instructions"] > 0 for row in rows)
+    assert sum(row["instructions"] for row in rows) <= made.artifact.manifest["memory"]["instructions"]
+
+
 def test_the_nets_have_every_integer_operator() -> None:
     found: set[str] = set()
     for name in NETS:
