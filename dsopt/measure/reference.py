@@ -19,7 +19,7 @@ from dsopt.errors import UsageError
 from dsopt.feeds import Array
 from dsopt.ir import Program
 from dsopt.passes.base import Pass, PassContext, PassManager, parse_pipeline
-from dsopt.target import Target, parse_target
+from dsopt.target import McuTarget, Target, parse_target
 
 _QUANTISERS = ("quantize", "lower-integer")
 """What the names of passes begin with that round."""
@@ -51,7 +51,7 @@ def find_reference(
 
     Raises UsageError where calibration needs data and none are given, or others than those of the build.
     """
-    target = parse_target(manifest["target"])
+    target = _target(manifest)
     passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
     first = next((n for n, each in enumerate(passes) if each.name.startswith(_QUANTISERS)), len(passes))
     if first == len(passes) and not is_quantised(program):
@@ -60,6 +60,17 @@ def find_reference(
     before = PassManager(passes[:first]).run(program, context)[0]
     rounded = PassManager(passes[first:]).run(before, context)[0]
     return Reference(rounded, rounded, None if _has_integers(passes) else before)
+
+
+def _target(manifest: Mapping[str, Any]) -> Target:
+    """Return what the artifact was compiled for: of a board, which may be described in a file of its owner's only, core and limits."""
+    target, limits = parse_target(str(manifest["target"]).partition("@")[0]), manifest.get("limits")
+    if not isinstance(target, McuTarget) or not isinstance(limits, Mapping):
+        return target
+    ram, flash = limits.get("ram_bytes"), limits.get("flash_bytes")
+    if not isinstance(ram, int) or not isinstance(flash, int):
+        return target
+    return replace(target, ram_bytes=ram, flash_bytes=flash)
 
 
 def _has_integers(passes: tuple[Pass, ...]) -> bool:

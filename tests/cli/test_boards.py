@@ -43,6 +43,8 @@ def test_boards_of_a_user_come_from_a_file_or_from_the_configuration(run: Run) -
     run(*TINY, "--board", "my-board", "-o", "second")  # the command line goes before the file
     assert Path("first/model.c").read_bytes() == Path("second/model.c").read_bytes()
     assert "my-board" in run("targets").stdout
+    Path("dsopt.toml").unlink()
+    assert "agrees" in run("verify", "first", "--against", "tests.cli.models:tiny").stdout  # without the file
 
 
 def test_contradicting_targets_are_refused(run: Run) -> None:
