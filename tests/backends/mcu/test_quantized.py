@@ -148,6 +148,21 @@ def test_cores_without_the_dsp_extension_give_the_bits_of_the_oracle(core: str) 
     assert sum(row["instructions"] for row in rows) <= made.artifact.manifest["memory"]["instructions"]
 
 
+@pytest.mark.mcu
+def test_a_cortex_m85_has_the_code_that_runs_on_a_cortex_m55() -> None:
+    program = captured("image")
+    built = {
+        core: api.build(program, f"mcu:{core}", "...,quantize", samples(program, 12, 0)).artifact
+        for core in ("cortex-m55", "cortex-m85")
+    }
+    for name in ("model.c", "weights.c", "kernels.h"):
+        first, second = (built[core].files[name].decode().replace(core, "CORE") for core in built)
+        assert first == second
+    assert "vmladav" in built["cortex-m85"].files["kernels.h"].decode()
+    assert "nothing emulates a cortex-m85" in built["cortex-m85"].manifest["memory"]["why_not_run"]
+    assert "nothing emulates a cortex-m85" in str(built["cortex-m85"].manifest["check"])
+
+
 def test_the_nets_have_every_integer_operator() -> None:
     found: set[str] = set()
     for name in NETS:
