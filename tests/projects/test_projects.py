@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dsopt.artifact import Artifact, writing
 from dsopt.errors import ArtifactError, UsageError, WriteError
 from dsopt.projects import PROJECTS, export_project, project_files
 from tests.projects.conftest import run
+from tests.simulate.images import needs_gcc
 
 pytestmark = pytest.mark.mcu
 
@@ -52,6 +54,24 @@ def test_make_builds_and_runs(chip: Artifact, tmp_path: Path) -> None:
     )
     run(tmp_path / "project", "make", "clean")
     assert not (tmp_path / "project/build").exists()
+
+
+@needs_gcc
+@pytest.mark.parametrize("kind", ["make", "cmake"])
+def test_a_cross_compiler_builds_the_library(kind: str, chip: Artifact, tmp_path: Path) -> None:
+    export_project(chip, kind, tmp_path / "project")
+    core = "-mcpu=cortex-m0plus -mthumb"
+    if kind == "make":
+        run(tmp_path / "project", "make", "library", "CC=arm-none-eabi-gcc", "AR=arm-none-eabi-ar", f"TARGET={core}")
+    elif shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    else:
+        tools = ("-DCMAKE_SYSTEM_NAME=Generic", "-DCMAKE_C_COMPILER=arm-none-eabi-gcc", f"-DCMAKE_C_FLAGS={core}")
+        run(tmp_path / "project", "cmake", "-B", "build", *tools, "-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY")
+        run(tmp_path / "project", "cmake", "--build", "build", "--target", "keyword")
+    text = run(tmp_path / "project", "arm-none-eabi-nm", "--undefined-only", "build/libkeyword.a")
+    called = set(re.findall(r"^ +U (\w+)$", text, re.MULTILINE))
+    assert not {name for name in called if not name.startswith(("keyword_", "__aeabi_"))} - {"memcpy", "memset"}
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")

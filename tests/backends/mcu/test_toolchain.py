@@ -227,12 +227,32 @@ def test_the_environment_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch) -
         find_toolchain("z80")
 
 
+def test_riscv_has_a_gcc_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(toolchain.VARIABLE, "gcc")
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: "/opt/" + name)
+    started: list[list[str]] = []
+
+    def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="14.2.0\n", stderr="")
+
+    monkeypatch.setattr(toolchain.subprocess, "run", answer)
+    found = find_toolchain("rv32imafc")
+    assert found == Toolchain("gcc", "riscv64-unknown-elf-gcc 14.2.0", ("/opt/riscv64-unknown-elf-gcc",))
+    assert found._core_flags("rv32imafc") == ("-march=rv32imafc", "-mabi=ilp32f")
+    assert found._core_flags("rv32imc") == ("-march=rv32imc", "-mabi=ilp32")
+
+
 def test_without_a_compiler_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(toolchain.VARIABLE, raising=False)
     monkeypatch.setattr(toolchain, "_find_zig", lambda: None)
-    monkeypatch.setattr(toolchain, "_find_gcc", lambda: None)
+    monkeypatch.setattr(toolchain, "_find_gcc", lambda program: None)
     with pytest.raises(ToolchainError, match=r"DS1020.*\n  do: pip install dsopt\[mcu\] or apt-get install"):
         find_toolchain("cortex-m4")
+    with pytest.raises(
+        ToolchainError, match=r"no compiler for rv32imc.*\n  do: .* or apt-get install gcc-riscv64-unknown-elf"
+    ):
+        find_toolchain("rv32imc")
 
 
 def test_a_compiler_that_cannot_start_or_end_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +269,7 @@ def test_a_compiler_that_cannot_start_or_end_is_a_sentence(monkeypatch: pytest.M
 
 @needs_gcc
 def test_a_gcc_that_does_not_know_the_core_says_so() -> None:
-    with pytest.raises(ToolchainError, match="DS1025: arm-none-eabi-gcc .* does not know this core") as caught:
+    with pytest.raises(ToolchainError, match=r"DS1025: arm-none-eabi-gcc .* does not know this core") as caught:
         compiler("gcc").compile(SOURCES, "cortex-m99")
     assert "cortex-m99" in caught.value.why
 
