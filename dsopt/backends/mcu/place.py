@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsopt.backends.tir.program import LoopProgram
 from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
+from dsopt.passes.memory.order import find_order
 from dsopt.passes.memory.overlay import Overlay, plan_overlays
 
 
@@ -49,33 +50,58 @@ class Placement:
 
 
 def place(program: LoopProgram) -> Placement:
-    """Plan the arena, and line up the states."""
-    arena = {
-        b.name: b for b in program.buffers.values() if b.alias_of is None and b.kind in ("temp", "input", "output")
-    }
-    roots = {name: program.root(name).name for name in program.buffers}
-    steps = [
-        Step(
-            tuple(roots[name] for name in kernel.inputs),
-            tuple(roots[name] for name in (*kernel.outputs, *kernel.scratch)),
-        )
-        for kernel in program.kernels
-    ]
-    lasting = [*program.outputs, *(state.update for state in program.states)]
-    after = [roots[name] for name in lasting if roots[name] in arena]
-    lives = lifetimes(
-        steps, {name: b.size_bytes for name, b in arena.items()}, [roots[n] for n in program.inputs], after
-    )
+    """Plan the arena, and line up the states. The kernels are put into another order where that makes the arena smaller."""
+    uses = _Uses(program)
+    given = _place(program, uses)
+    order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, uses.overlays(program))
+    if order.numbers == tuple(range(len(program.kernels))):
+        return given
+    reordered = replace(program, kernels=tuple(program.kernels[number] for number in order.numbers))
+    other = _place(reordered, uses)
+    return other if other.plan.arena_bytes < given.plan.arena_bytes else given
+
+
+class _Uses:
+    """Which buffers of the arena hold values when, by the names of those that own the bytes."""
+
+    def __init__(self, program: LoopProgram) -> None:
+        self._roots = {name: program.root(name).name for name in program.buffers}
+        self.sizes = {
+            b.name: b.size_bytes
+            for b in program.buffers.values()
+            if b.alias_of is None and b.kind in ("temp", "input", "output")
+        }
+        self.before = [self._roots[name] for name in program.inputs]
+        lasting = [*program.outputs, *(state.update for state in program.states)]
+        self.after = [self._roots[name] for name in lasting if self._roots[name] in self.sizes]
+
+    def steps(self, program: LoopProgram) -> list[Step]:
+        """Return what each kernel reads and writes: states, too, which are read before their update."""
+        return [
+            Step(
+                tuple(self._roots[name] for name in kernel.inputs),
+                tuple(self._roots[name] for name in (*kernel.outputs, *kernel.scratch)),
+            )
+            for kernel in program.kernels
+        ]
+
+    def overlays(self, program: LoopProgram) -> list[Overlay]:
+        """Return which results may lie over which operands."""
+        return [
+            Overlay(self._roots[each.output], self._roots[each.input], each.shift, each.exact)
+            for kernel in program.kernels
+            for each in kernel.overlaps
+            if self._roots[each.input] not in self.after
+        ]
+
+
+def _place(program: LoopProgram, uses: _Uses) -> Placement:
+    lives = lifetimes(uses.steps(program), uses.sizes, uses.before, uses.after)
     states: dict[str, int] = {}
     top = 0
     for state in program.states:
         states[state.buffer] = top
         top += aligned(program.buffers[state.buffer].size_bytes)
     weights = sum(b.size_bytes for b in program.buffers.values() if b.kind == "weight" and b.alias_of is None)
-    overlays = [
-        Overlay(roots[each.output], roots[each.input], each.shift, each.exact)
-        for kernel in program.kernels
-        for each in kernel.overlaps
-        if roots[each.input] not in after
-    ]
-    return Placement(program, plan_overlays(lives, overlays), {life.name: life for life in lives}, states, top, weights)
+    plan = plan_overlays(lives, uses.overlays(program))
+    return Placement(program, plan, {life.name: life for life in lives}, states, top, weights)

@@ -7,7 +7,7 @@ Lite's planner; here with a fixed seed and number of tries). A pair that may ove
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsopt.passes.memory.arena import ALIGNMENT, Plan, aligned, plan_arena
@@ -44,11 +44,11 @@ def plan_overlays(buffers: Sequence[Lifetime], overlays: Iterable[Overlay], alig
     Where an operand is read in two ways, both of its overlays hold.
     """
     lives = {buffer.name: buffer for buffer in buffers}
-    pairs = _joined(each for each in overlays if _touch(lives, each))
+    pairs = joined(each for each in overlays if _touch(lives, each))
     plain = plan_arena(buffers, alignment)
     if not pairs:
         return plain
-    bound = _lower_bound(lives, pairs, alignment)
+    bound = overlay_bound(buffers, pairs, alignment)
     best, best_bytes = dict(plain.offsets), plain.arena_bytes
     orders = [sorted(buffers, key=key) for key in _ORDERS]
     random_ = random.Random(0)
@@ -86,7 +86,7 @@ def _touch(lives: Mapping[str, Lifetime], pair: Overlay) -> bool:
     return pair.output in lives and pair.input in lives and lives[pair.input].last == lives[pair.output].first
 
 
-def _joined(overlays: Iterable[Overlay]) -> dict[tuple[str, str], Overlay]:
+def joined(overlays: Iterable[Overlay]) -> dict[tuple[str, str], Overlay]:
     """Return what all overlays of each pair allow together; nothing where one wants the same byte and another an earlier one."""
     pairs: dict[tuple[str, str], Overlay] = {}
     for each in overlays:
@@ -96,18 +96,45 @@ def _joined(overlays: Iterable[Overlay]) -> dict[tuple[str, str], Overlay]:
     return {key: each for key, each in pairs.items() if not (each.exact and each.shift)}
 
 
-def _lower_bound(lives: Mapping[str, Lifetime], pairs: _Pairs, alignment: int) -> int:
-    """Return the largest sum over the steps of what is alive, less the most that each pair could save at its step."""
-    size = {name: aligned(life.size_bytes, alignment) for name, life in lives.items()}
-    peak = 0
-    for step in {life.first for life in lives.values()}:
-        alive = {name for name, life in lives.items() if life.first <= step <= life.last}
-        saved = [
-            size[o] + size[i] - max(aligned(pair.shift, alignment) + size[i], size[o])
-            for (o, i), pair in pairs.items()
-            if o in alive and i in alive
-        ]
-        peak = max(peak, sum(size[name] for name in alive) - sum(max(each, 0) for each in saved))
+def most_saved(pairs: Collection[Overlay], size: Mapping[str, int], alignment: int = ALIGNMENT) -> int:
+    """Return an upper bound on the bytes that overlays of one step save together. size: aligned bytes by name.
+
+    Outputs are disjoint, and so are inputs: neither shares more bytes than it has, and an output starts where at most one input
+    does. Where a buffer is both, only the sum of all pairs is a bound.
+    """
+    shared = {
+        (each.output, each.input): max(min(size[each.output] - aligned(each.shift, alignment), size[each.input]), 0)
+        for each in pairs
+    }
+    outputs, inputs = {output for output, _ in shared}, {input_ for _, input_ in shared}
+    if outputs & inputs:
+        return sum(shared.values())
+    exact = {(each.output, each.input) for each in pairs if each.exact}
+    by_output = by_input = 0
+    for output in outputs:
+        fixed = max((saved for pair, saved in shared.items() if pair[0] == output and pair in exact), default=0)
+        free = sum(saved for pair, saved in shared.items() if pair[0] == output and pair not in exact)
+        by_output += min(size[output], fixed + free)
+    for input_ in inputs:
+        by_input += min(size[input_], sum(saved for pair, saved in shared.items() if pair[1] == input_))
+    return min(by_output, by_input)
+
+
+def overlay_bound(buffers: Sequence[Lifetime], pairs: _Pairs, alignment: int = ALIGNMENT) -> int:
+    """Return the largest sum over the steps of the aligned sizes alive, less the most that overlays could save there."""
+    size = {life.name: aligned(life.size_bytes, alignment) for life in buffers}
+    at: dict[int, list[Overlay]] = {}
+    first = {life.name: life.first for life in buffers}
+    for pair in pairs.values():
+        at.setdefault(first[pair.output], []).append(pair)
+    changes: dict[int, int] = {}
+    for life in buffers:
+        changes[life.first] = changes.get(life.first, 0) + size[life.name]
+        changes[life.last + 1] = changes.get(life.last + 1, 0) - size[life.name]
+    alive = peak = 0
+    for step in sorted(changes):
+        alive += changes[step]
+        peak = max(peak, alive - most_saved(at.get(step, []), size, alignment))
     return peak
 
 
