@@ -57,7 +57,8 @@ def choose_target(
     target, board = _one_of(target, board)
     if target is None and board is None:
         raise UsageError(
-            "DS0909", "there is no --target", fix="Name one, as in --target mcu:cortex-m4 or --board nucleo-l4r5zi; see dsopt targets."
+            "DS0909", "missing option '--target' or '--board'",
+            fix="Name one, as in --target mcu:cortex-m4 or --board nucleo-l4r5zi; see dsopt targets.",
         )  # fmt: skip
     chosen: Target = McuTarget.of(find_board(board, boards)) if board is not None else parse_target(str(target), boards)
     if ram is None and flash is None and instructions is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dsopt.target import Board
 
 
-@click.command(short_help="List the targets.")
+@click.command(short_help="List the targets and the boards.")
 @describing_boards
 @speaking
 def command(console: Output, boards: tuple[Path, ...]) -> None:

@@ -50,6 +50,6 @@ def test_boards_of_a_user_come_from_a_file_or_from_the_configuration(run: Run) -
 def test_contradicting_targets_are_refused(run: Run) -> None:
     text = run(*TINY, "--board", "nucleo-l4r5zi", "-t", "cpu", code=2).stderr
     assert "DS0909: --target cpu and --board nucleo-l4r5zi both say what to compile for" in text
-    assert "DS0909: there is no --target" in run(*TINY, code=2).stderr
+    assert "DS0909: missing option '--target' or '--board'" in run(*TINY, code=2).stderr
     assert "limit a microcontroller, and the target is cpu" in run(*TINY, "-t", "cpu", "--ram", "64K", code=2).stderr
     assert "DS0913: --ram is 'lots'" in run(*TINY, "-t", "mcu:cortex-m4", "--ram", "lots", code=2).stderr
