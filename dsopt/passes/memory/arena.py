@@ -34,14 +34,18 @@ class Plan:
         return self.arena_bytes / self.lower_bound_bytes - 1.0 if self.lower_bound_bytes else 0.0
 
 
-def plan_arena(buffers: Sequence[Lifetime], alignment: int = ALIGNMENT) -> Plan:
-    """Place buffers. Deterministic: the same buffers in the same order get the same offsets. Raises ValueError for double names."""
+def plan_arena(buffers: Sequence[Lifetime], alignment: int = ALIGNMENT, *, nodes: int | None = None) -> Plan:
+    """Place buffers. Deterministic: the same buffers in the same order get the same offsets. Raises ValueError for double names.
+
+    nodes: how many the search may look at, see `pack`; None chooses.
+    """
     if len({buffer.name for buffer in buffers}) != len(buffers):
         raise ValueError("two buffers have the same name")
     packing = pack(
         [buffer.first for buffer in buffers],
         [buffer.last + 1 for buffer in buffers],
         [aligned(buffer.size_bytes, alignment) for buffer in buffers],
+        nodes=nodes,
     )
     offsets = dict(zip((buffer.name for buffer in buffers), packing.offsets.tolist(), strict=True))
     plan = Plan(offsets, packing.height, packing.bound, packing.optimal)

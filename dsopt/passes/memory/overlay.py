@@ -1,7 +1,8 @@
 """Offsets where some results may lie over an operand that ends with them, as loops allow that read ahead of what they write.
 
 First fit over several orders, bettered by moving one buffer at a time to the front of the order (as hill climbing does in TensorFlow
-Lite's planner; here with a fixed seed and number of tries). A pair that may overlap only forbids the places at which it would not.
+Lite's planner; here with a fixed seed and number of tries); then branch and bound, until proven smallest or its nodes are spent. A
+pair that may overlap only forbids the places at which it would not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from dsopt.passes.memory.arena import ALIGNMENT, Plan, aligned, plan_arena
 from dsopt.passes.memory.liveness import Lifetime
+from dsopt.passes.memory.overlay_search import Conflicts, search
 
 _Pairs = Mapping[tuple[str, str], "Overlay"]
 """By the names of output and input."""
@@ -19,6 +21,8 @@ _Pairs = Mapping[tuple[str, str], "Overlay"]
 _TRIES = 400
 """Moves that are tried after the fixed orders, for up to `_FEW` buffers."""
 _FEW = 400
+_SEARCH_WORK = 1_000_000
+"""Pairs of buffers that the search may look at: about a second."""
 
 
 @dataclass(frozen=True)
@@ -38,47 +42,81 @@ class Overlay:
         return lead == 0 if self.exact else lead >= self.shift
 
 
-def plan_overlays(buffers: Sequence[Lifetime], overlays: Iterable[Overlay], alignment: int = ALIGNMENT) -> Plan:
+def plan_overlays(
+    buffers: Sequence[Lifetime], overlays: Iterable[Overlay], alignment: int = ALIGNMENT, *, nodes: int | None = None
+) -> Plan:
     """Place buffers. Deterministic. Overlays whose lives do not touch in one step only are left out of account.
 
-    Where an operand is read in two ways, both of its overlays hold.
+    Where an operand is read in two ways, both of its overlays hold. nodes: buffers that the search may place; None chooses.
     """
     lives = {buffer.name: buffer for buffer in buffers}
     pairs = joined(each for each in overlays if _touch(lives, each))
-    plain = plan_arena(buffers, alignment)
     if not pairs:
-        return plain
-    bound = overlay_bound(buffers, pairs, alignment)
+        return plan_arena(buffers, alignment)
+    saved = _saved_at(buffers, pairs, alignment)
+    bound = _lower_bound(buffers, saved, alignment)
+    plain = plan_arena(buffers, alignment, nodes=0)
     best, best_bytes = dict(plain.offsets), plain.arena_bytes
-    orders = [sorted(buffers, key=key) for key in _ORDERS]
-    random_ = random.Random(0)
-    current, current_bytes = orders[0], -1
-    for attempt in range(len(orders) + (_TRIES if len(buffers) <= _FEW else 0)):
-        if best_bytes <= bound:
-            break
-        order = orders[attempt] if attempt < len(orders) else _moved(current, random_)
-        offsets, size = _place(order, pairs, alignment)
-        if size < best_bytes:
-            best, best_bytes = offsets, size
-        if current_bytes < 0 or size <= current_bytes:
-            current, current_bytes = order, size
+    conflicts = Conflicts(buffers, pairs, {step: each // alignment for step, each in saved.items()}, alignment)
+    if best_bytes > bound:
+        starts, top = _hill_climb(conflicts, bound // alignment)
+        if top * alignment < best_bytes:
+            best, best_bytes = _offsets(buffers, starts, alignment), top * alignment
+    if best_bytes > bound:
+        budget = _SEARCH_WORK // max(len(buffers), 8) ** 2 if nodes is None else nodes
+        found = search(conflicts, best_bytes // alignment, bound // alignment, budget)
+        if found.starts is not None:
+            best, best_bytes = _offsets(buffers, found.starts, alignment), found.height * alignment
+        bound = best_bytes if found.is_exhausted else bound
     plan = Plan({buffer.name: best[buffer.name] for buffer in buffers}, best_bytes, bound, best_bytes == bound)
     verify_overlays(buffers, pairs, plan)
     return plan
 
 
+def _hill_climb(conflicts: Conflicts, bound: int) -> tuple[list[int], int]:
+    lives = conflicts.buffers
+    orders = [sorted(range(len(lives)), key=lambda number: key(lives[number])) for key in _ORDERS]
+    random_ = random.Random(0)
+    best, best_top = conflicts.first_fit(orders[0])
+    current, current_top = orders[0], best_top
+    for attempt in range(1, len(orders) + (_TRIES if len(lives) <= _FEW else 0)):
+        if best_top <= bound:
+            break
+        order = orders[attempt] if attempt < len(orders) else _moved(current, random_)
+        starts, top = conflicts.first_fit(order)
+        if top < best_top:
+            best, best_top = starts, top
+        if top <= current_top:
+            current, current_top = order, top
+    return best, best_top
+
+
+def _offsets(buffers: Sequence[Lifetime], starts: Sequence[int], alignment: int) -> dict[str, int]:
+    return {buffer.name: start * alignment for buffer, start in zip(buffers, starts, strict=True)}
+
+
 def verify_overlays(buffers: Sequence[Lifetime], pairs: _Pairs, plan: Plan) -> None:
-    """Check a plan without trusting who made it. Raises ValueError naming two buffers that share bytes and may not."""
-    for number, a in enumerate(buffers):
-        if plan.offsets[a.name] < 0 or plan.offsets[a.name] + a.size_bytes > plan.arena_bytes:
+    """Check a plan without trusting who made it. Raises ValueError naming two buffers that share bytes and may not.
+
+    Sweeps over the steps; each buffer that begins is compared with all that are alive.
+    """
+    missing = sorted({buffer.name for buffer in buffers} ^ set(plan.offsets))
+    if missing:
+        raise ValueError(f"the plan does not place the same buffers: {', '.join(missing)}")
+    alive: list[Lifetime] = []
+    for a in sorted(buffers, key=lambda each: each.first):
+        start = plan.offsets[a.name]
+        if start < 0 or start + a.size_bytes > plan.arena_bytes:
             raise ValueError(f"{a.name} leaves the {plan.arena_bytes} bytes of the arena")
-        for b in buffers[:number]:
-            start, other = plan.offsets[a.name], plan.offsets[b.name]
-            if not a.meets(b) or start >= other + b.size_bytes or other >= start + a.size_bytes:
+        alive = [other for other in alive if other.last >= a.first]
+        for b in alive:
+            other = plan.offsets[b.name]
+            if start >= other + b.size_bytes or other >= start + a.size_bytes:
                 continue
             ways = ((pairs.get((a.name, b.name)), other - start), (pairs.get((b.name, a.name)), start - other))
             if not any(pair is not None and pair.allows(lead) for pair, lead in ways):
                 raise ValueError(f"{a.name} at {start} and {b.name} at {other} overlap")
+        alive.append(a)
 
 
 def _touch(lives: Mapping[str, Lifetime], pair: Overlay) -> bool:
@@ -120,67 +158,36 @@ def most_saved(pairs: Collection[Overlay], size: Mapping[str, int], alignment: i
     return min(by_output, by_input)
 
 
-def overlay_bound(buffers: Sequence[Lifetime], pairs: _Pairs, alignment: int = ALIGNMENT) -> int:
-    """Return the largest sum over the steps of the aligned sizes alive, less the most that overlays could save there."""
+def _saved_at(buffers: Sequence[Lifetime], pairs: _Pairs, alignment: int) -> dict[int, int]:
+    """Return the most bytes that overlays save at each step at which some could."""
     size = {life.name: aligned(life.size_bytes, alignment) for life in buffers}
-    at: dict[int, list[Overlay]] = {}
     first = {life.name: life.first for life in buffers}
+    at: dict[int, list[Overlay]] = {}
     for pair in pairs.values():
         at.setdefault(first[pair.output], []).append(pair)
-    changes: dict[int, int] = {}
+    return {step: most_saved(found, size, alignment) for step, found in at.items()}
+
+
+def _lower_bound(buffers: Sequence[Lifetime], saved: Mapping[int, int], alignment: int) -> int:
+    """Return the largest sum over the steps of the aligned sizes alive, less the most that overlays could save there."""
+    changes = dict.fromkeys(saved, 0)
+    changes |= dict.fromkeys((step + 1 for step in saved), 0)
     for life in buffers:
-        changes[life.first] = changes.get(life.first, 0) + size[life.name]
-        changes[life.last + 1] = changes.get(life.last + 1, 0) - size[life.name]
+        size = aligned(life.size_bytes, alignment)
+        changes[life.first] = changes.get(life.first, 0) + size
+        changes[life.last + 1] = changes.get(life.last + 1, 0) - size
     alive = peak = 0
     for step in sorted(changes):
         alive += changes[step]
-        peak = max(peak, alive - most_saved(at.get(step, []), size, alignment))
+        peak = max(peak, alive - saved.get(step, 0))
     return peak
 
 
-def _moved(order: Sequence[Lifetime], random_: random.Random) -> list[Lifetime]:
+def _moved(order: Sequence[int], random_: random.Random) -> list[int]:
     """Return the order with one buffer moved before another."""
     moved = list(order)
     moved.insert(random_.randrange(len(moved)), moved.pop(random_.randrange(len(moved))))
     return moved
-
-
-def _place(order: Sequence[Lifetime], pairs: _Pairs, alignment: int) -> tuple[dict[str, int], int]:
-    """Give each buffer the lowest place that those already placed do not forbid. Returns offsets and arena bytes."""
-    offsets: dict[str, int] = {}
-    placed: list[Lifetime] = []
-    top = 0
-    for buffer in order:
-        size = aligned(buffer.size_bytes, alignment)
-        forbidden = sorted(
-            interval
-            for other in placed
-            if other.meets(buffer)
-            for interval in _forbidden(buffer, size, other, offsets[other.name], pairs, alignment)
-        )
-        start = 0
-        for low, high in forbidden:
-            if low < start < high:
-                start = high
-        offsets[buffer.name] = start
-        placed.append(buffer)
-        top = max(top, start + size)
-    return offsets, top
-
-
-def _forbidden(
-    buffer: Lifetime, size: int, other: Lifetime, at: int, pairs: _Pairs, alignment: int
-) -> list[tuple[int, int]]:
-    """Return the open intervals in which `buffer` may not start because of another at `at`."""
-    low, high = at - size, at + aligned(other.size_bytes, alignment)
-    over, under = pairs.get((buffer.name, other.name)), pairs.get((other.name, buffer.name))
-    pair = over or under
-    if pair is None:
-        return [(low, high)]
-    if pair.exact:
-        return [(low, at), (at, high)]
-    shift = aligned(pair.shift, alignment)
-    return [(max(low, at - shift), high) if over else (low, min(high, at + shift))]
 
 
 _ORDERS = (

@@ -1,0 +1,203 @@
+"""Offsets where some pairs may share bytes: first fit in a given order, and branch and bound over canonical orders.
+
+**Canonical order.** Of the smallest packings, one has the least sum of offsets. In it every buffer lies at 0 or where the space that
+another one forbids it ends; sorted by offset, the buffers that hold one up come before it. So packings are built in order of offset,
+each buffer at such an end: the lowest that is free, or any, if a buffer with which it may share bytes is still to come.
+
+**What is cut.** A packing in which a buffer could move down (one still to come fits wholly below the next offset); equal offsets in
+more than one sequence; and, at each step, what is still to come stacked in order of its least offset, less what overlays save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsopt.passes.memory.liveness import Lifetime
+
+if TYPE_CHECKING:
+    from dsopt.passes.memory.overlay import Overlay
+
+_Spans = tuple[tuple[int, int], ...]
+"""Open intervals in which a buffer may not start."""
+
+
+class Conflicts:
+    """Buffers by number, in units of the alignment: which are alive together, and where each may start beside another."""
+
+    def __init__(
+        self,
+        buffers: Sequence[Lifetime],
+        pairs: Mapping[tuple[str, str], Overlay],
+        saved: Mapping[int, int],
+        alignment: int,
+    ) -> None:
+        """saved: the most units that overlays save at each step at which they could."""
+        self.buffers, self.saved = buffers, saved
+        self.size = [-(-life.size_bytes // alignment) for life in buffers]
+        number = {life.name: n for n, life in enumerate(buffers)}
+        self._lead: dict[tuple[int, int], tuple[int, bool]] = {
+            (number[o], number[i]): (-(-each.shift // alignment), each.exact) for (o, i), each in pairs.items()
+        }
+        self.partners: list[list[int]] = [[] for _ in buffers]
+        for one, other in sorted(self._lead):
+            self.partners[one].append(other)
+            self.partners[other].append(one)
+        self.near: list[list[int]] = [[] for _ in buffers]
+        alive: list[int] = []
+        for n in sorted(range(len(buffers)), key=lambda n: (buffers[n].first, n)):
+            alive = [other for other in alive if buffers[other].last >= buffers[n].first]
+            for other in alive:
+                self.near[n].append(other)
+                self.near[other].append(n)
+            alive.append(n)
+
+    def forbidden(self, number: int, other: int, at: int) -> _Spans:
+        """Return where a buffer may not start because another, alive with it, starts at `at`."""
+        low, high = at - self.size[number], at + self.size[other]
+        over, under = self._lead.get((number, other)), self._lead.get((other, number))
+        if over is None and under is None:
+            return ((low, high),)
+        allowed = ((low, at), (at, high))
+        above = ((low, high),) if over is None else allowed if over[1] else ((max(low, at - over[0]), high),)
+        below = ((low, high),) if under is None else allowed if under[1] else ((low, min(high, at + under[0])),)
+        return tuple((max(a, c), min(b, d)) for a, b in above for c, d in below if max(a, c) < min(b, d))
+
+    def first_fit(self, order: Sequence[int]) -> tuple[list[int], int]:
+        """Give each buffer the lowest start that those placed before it leave. Returns starts and the end of the highest."""
+        starts = [-1] * len(self.size)
+        top = 0
+        for number in order:
+            spans = [
+                span
+                for other in self.near[number]
+                if starts[other] >= 0
+                for span in self.forbidden(number, other, starts[other])
+            ]
+            starts[number] = lowest(spans, 0)
+            top = max(top, starts[number] + self.size[number])
+        return starts, top
+
+
+def lowest(spans: Sequence[tuple[int, int]], start: int) -> int:
+    """Return the lowest start at or above `start` that is in none of the open intervals."""
+    for low, high in sorted(spans):
+        if low < start < high:
+            start = high
+    return start
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best starts, if any are better than was asked, where they end, and whether none are better still."""
+
+    starts: list[int] | None
+    height: int
+    is_exhausted: bool
+    nodes: int
+
+
+def search(conflicts: Conflicts, height: int, bound: int, nodes: int) -> Found:
+    """Search for starts that end below `height`, down to `bound`, with at most `nodes` buffers placed in all."""
+    one = _Search(conflicts, height, bound, nodes)
+    is_exhausted = one.run()
+    return Found(one.best, one.height, is_exhausted, one.nodes)
+
+
+@dataclass
+class _Node:
+    """What is still to come, with the intervals forbidden to each; the last start; and what is tried next, best last."""
+
+    spans: dict[int, _Spans]
+    last: int
+    tries: list[tuple[int, int]]
+
+
+class _Search:
+    def __init__(self, conflicts: Conflicts, height: int, bound: int, budget: int) -> None:
+        self._c, self.height, self._bound, self._budget = conflicts, height, bound, budget
+        self.best: list[int] | None = None
+        self.nodes = 0
+        lives = conflicts.buffers
+        weight = [size * (life.last - life.first + 1) for size, life in zip(conflicts.size, lives, strict=True)]
+        order = sorted(range(len(lives)), key=lambda n: (-weight[n], -conflicts.size[n], n))
+        self._rank = {number: rank for rank, number in enumerate(order)}
+        firsts = sorted({life.first for life in lives})
+        self._alive_at = [
+            (step, frozenset(n for n, life in enumerate(lives) if life.first <= step <= life.last)) for step in firsts
+        ]
+
+    def run(self) -> bool:
+        """Go through the nodes depth first. Returns whether there is nothing better than what was found."""
+        starts = [0] * len(self._c.size)
+        root = _Node(dict.fromkeys(range(len(starts)), ()), 0, [])
+        self._list_tries(root, -1)
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if self.height <= self._bound:
+                return True
+            if not node.tries:
+                stack.pop()
+                continue
+            if self.nodes == self._budget:
+                return False
+            self.nodes += 1
+            at, number = node.tries.pop()
+            starts[number] = at
+            spans = dict(node.spans)
+            del spans[number]
+            for other in self._c.near[number]:
+                if other in spans:
+                    spans[other] = (*spans[other], *self._c.forbidden(other, number, at))
+            if not spans:
+                top = max(start + size for start, size in zip(starts, self._c.size, strict=True))
+                if top < self.height:
+                    self.best, self.height = list(starts), top
+                continue
+            child = _Node(spans, at, [])
+            self._list_tries(child, number)
+            stack.append(child)
+        return True
+
+    def _list_tries(self, node: _Node, placed: int) -> None:
+        """List which buffer may come next and where; nothing if no packing of the rest is better than the best."""
+        size = self._c.size
+        free = {number: lowest(spans, 0) for number, spans in node.spans.items()}
+        lows = {number: lowest(node.spans[number], max(start, node.last)) for number, start in free.items()}
+        limit = min(start + size[number] for number, start in free.items())
+        if not self._fits(lows):
+            return
+        for number, spans in node.spans.items():
+            ends = {free[number]}
+            if any(other in node.spans for other in self._c.partners[number]):
+                ends |= {high for _, high in spans if lowest(spans, high) == high}
+            for at in ends:
+                if node.last <= at < limit and not self._came_before(node, placed, number, at):
+                    node.tries.append((at, number))
+        node.tries.sort(key=lambda each: (-each[0], -self._rank[each[1]]))
+
+    def _came_before(self, node: _Node, placed: int, number: int, at: int) -> bool:
+        """Return whether the buffer could have been placed there before the last one, which has the same start."""
+        if placed < 0 or at > node.last or self._rank[number] > self._rank[placed]:
+            return False
+        if number not in self._c.near[placed]:
+            return True
+        return all(high != at for _, high in self._c.forbidden(number, placed, node.last))
+
+    def _fits(self, lows: dict[int, int]) -> bool:
+        """Return whether, at each step, what is still to come ends below the best height if stacked in order of least start."""
+        size = self._c.size
+        order = sorted(lows, key=lambda number: lows[number])
+        for step, alive in self._alive_at:
+            top = 0
+            saved = 0
+            for number in order:
+                if number in alive:
+                    top = max(top, lows[number]) + size[number]
+            if top >= self.height and step in self._c.saved:
+                saved = self._c.saved[step]
+            if top - saved >= self.height:
+                return False
+        return True
