@@ -42,7 +42,7 @@ MAX_BYTES = 1 << 61
 MAX_SEARCHED = 1 << 14
 """Buffers of one part that are searched for: a node takes time in proportion to them."""
 
-_SEARCH_WORK = {"c": 600_000_000, "python": 12_000_000}
+_SEARCH_WORK = {"c": 600_000_000, "python": 14_000_000}
 """How often all nodes together may look at a section of a buffer, by default: about 2 seconds."""
 _MOST_NODES = 200_000
 _QUICK = 600
@@ -107,7 +107,7 @@ def pack(
     effort = max(1_000_000, 1_000 * len(sizes))
     for part in parts:
         budget = _default_nodes(part, len(sizes), chosen) if nodes is None else max(nodes - searched, 0)
-        one = _Minimizer(part, bound, enough, chosen)
+        one = _Minimizer(part, bound, enough, capacity is not None, chosen)
         one.run(effort, budget)
         offsets[part.numbers] = one.offsets
         height, proven, searched = max(height, one.height), max(proven, one.bound), searched + one.nodes
@@ -151,8 +151,9 @@ def _default_nodes(part: Part, count: int, engine: Engine) -> int:
 class _Minimizer:
     """The search for a packing of one part that ends at `enough` or below, or else as low as found; `floor` is the lowest of use."""
 
-    def __init__(self, part: Part, floor: int, enough: int, engine: Engine) -> None:
+    def __init__(self, part: Part, floor: int, enough: int, has_capacity: bool, engine: Engine) -> None:
         self._part, self._floor, self._enough, self._engine = part, floor, enough, engine
+        self._has_capacity = has_capacity
         self._orders = [part.reordered(order) for order in _orders(part)] if len(part.size) <= MAX_SEARCHED else []
         self._same = [ordered.same for ordered in self._orders]
         self._refuted = floor - 1  # the highest capacity known not to suffice, if that of the floor is
@@ -169,30 +170,37 @@ class _Minimizer:
         """Pack greedily, then search until the packing is proven smallest or the nodes are spent.
 
         Each round tries the lowest capacity that may suffice, then the one that is enough, then halves what is left; the next round
-        has four times the nodes.
+        has four times the nodes. Where a capacity is given, only a fifth of the nodes is for others.
         """
         self.offsets, self.height = pack_greedily(self._part, self._enough, effort, self._engine)
-        self._nodes_left = nodes
+        kept = nodes // 5 if self._has_capacity else 0
+        self._nodes_left = nodes - kept
         share = 2 * len(self._part.size)
         while self._is_open(self._refuted):
-            self._round(share)
+            missed = self._refuted
+            for target in sorted({missed + 1, max(self._enough, missed + 1)}):
+                missed = self._aim(target, missed, share)
+            if not self._has_capacity:
+                self._halve(missed, share)
             share *= 4
+        self._nodes_left += kept
+        self._halve(self._refuted, len(self._part.size))
 
     def _is_open(self, missed: int) -> bool:
         return self._orders != [] and self._nodes_left > 0 and self.height > max(self._enough, missed + 1)
 
-    def _round(self, share: int) -> None:
-        missed = self._refuted
-        targets = [missed + 1] if self._enough <= missed + 1 else [missed + 1, self._enough]
-        while self._is_open(missed):
-            target = targets.pop(0) if targets else (missed + self.height) // 2
-            status = self._try(target, share)
-            if status == EXHAUSTED:
-                self._refuted = max(self._refuted, target)
-            if status != SOLVED:
-                missed = max(missed, target)
-            if not targets and self.height - missed <= self.height >> 8:
-                return
+    def _halve(self, missed: int, share: int) -> None:
+        while self._is_open(missed) and self.height - missed > self.height >> 8:
+            missed = self._aim((missed + self.height) // 2, missed, share)
+
+    def _aim(self, target: int, missed: int, share: int) -> int:
+        """Search for a packing that ends at `target` or below; return the highest capacity for which there is none, or none found."""
+        if not missed < target < self.height:
+            return missed
+        status = self._try(target, share)
+        if status == EXHAUSTED:
+            self._refuted = max(self._refuted, target)
+        return missed if status == SOLVED else target
 
     def _try(self, capacity: int, share: int) -> int:
         """Search with each order in turn, `share` nodes each. Returns the last status."""
@@ -213,8 +221,7 @@ class _Minimizer:
 
 def _orders(part: Part) -> list[Array]:
     """Return the orders in which ties are broken, each descending: peak is the total alive, width the life, area width times size."""
-    peak, width, size = -part.peak_bytes, -part.steps, -part.size
-    sections, overlaps = part.first - part.last, -part.overlaps
-    area = width * part.size
-    keys = ((peak, width, area), (peak, area, width), (peak, sections, area), (peak, overlaps, width, size))
+    peak, width = -part.peak_bytes, -part.steps
+    sections, overlaps, area = part.first - part.last, -part.overlaps, -part.steps * part.size
+    keys = ((peak, width, area), (peak, area, width), (peak, sections, area), (peak, overlaps, sections))
     return [np.lexsort(key[::-1]) for key in keys]

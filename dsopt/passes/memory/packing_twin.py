@@ -6,7 +6,6 @@ Both give the same offsets and count the same nodes. The comments on why each st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 
 EXHAUSTED, SOLVED, OUT_OF_NODES = 0, 1, 2
@@ -14,17 +13,18 @@ ROUNDS = 2
 _NONE = (1 << 63) - 1
 
 
-@dataclass
 class _Item:
     """A buffer without a place, as in packing.c."""
 
-    index: int
-    floor: int = 0
-    low: int = 0
-    head: int = _NONE
-    is_barred: bool = False
-    is_forced: bool = False
-    part: int = 0
+    __slots__ = ("floor", "head", "index", "is_barred", "is_forced", "low", "part")
+
+    def __init__(self, index: int, floor: int = 0, low: int = 0, is_barred: bool = False) -> None:
+        self.index, self.floor, self.low, self.is_barred = index, floor, low, is_barred
+        self.head, self.is_forced, self.part = _NONE, False, 0
+
+    def copied(self) -> _Item:
+        """Return another of the same place; what propagation sets is set anew."""
+        return _Item(self.index, self.floor, self.low, self.is_barred)
 
 
 @dataclass
@@ -43,6 +43,10 @@ class _Section:
     __slots__ = ("low", "low_index", "second_low", "second_top", "top", "top_index", "total")
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the items."""
         self.low = self.second_low = self.top = self.second_top = _NONE
         self.low_index = self.top_index = -1
         self.total = 0
@@ -143,6 +147,7 @@ class _Search:
         self.first, self.last, self.size, self.same = first, last, size, same
         self.capacity, self.budget = capacity, budget
         self.offsets = [0] * len(size)
+        self._sections = [_Section() for _ in range(max(last))]
 
     def run(self) -> tuple[int, list[int], int]:
         """Go through the nodes depth first."""
@@ -159,7 +164,7 @@ class _Search:
                 if (frame.parts > 1) != is_done or (not is_done and (frame.stage == 2 or frame.chosen < 0)):
                     frames.pop()
                 elif is_done:
-                    items = [copy(item) for item in frame.items if item.part == frame.stage]
+                    items = [item.copied() for item in frame.items if item.part == frame.stage]
                     frame.stage += 1
                     if not items:
                         frames.pop()
@@ -179,7 +184,7 @@ class _Search:
         return parts > 1
 
     def _child(self, frame: _Frame) -> list[_Item]:
-        items = [copy(item) for item in frame.items]
+        items = [item.copied() for item in frame.items]
         if frame.stage == 0:
             self._place(items.pop(frame.chosen), items)
         else:
@@ -220,58 +225,62 @@ class _Search:
 
     def _tighten(self, items: list[_Item]) -> bool | None:
         """Raise what must lie higher, and mark what may be placed at once. Returns whether anything rose, None if nothing fits."""
-        sections = self._sections(items)
+        self._fill_sections(items)
         has_changed = False
         for item in items:
-            b = item.index
+            b, item_low = item.index, item.low
             others_low = head = _NONE
-            raised = item.low
-            for t in range(self.first[b], self.last[b]):
-                section = sections[t]
+            raised = item_low
+            for section in self._sections[self.first[b] : self.last[b]]:
                 low = section.second_low if section.low_index == b else section.low
                 top = section.second_top if section.top_index == b else section.top
-                others_low = min(others_low, low)
-                head = min(head, top)
-                if item.low + section.total > self.capacity and top > raised:
+                if low < others_low:
+                    others_low = low
+                if top < head:
+                    head = top
+                if top > raised and item_low + section.total > self.capacity:
                     raised = top
             fits_below_all = item.floor + self.size[b] <= others_low
-            if item.is_barred or item.low > item.floor:
+            if item.is_barred or item_low > item.floor:
                 if fits_below_all:
                     return None
                 raised = max(raised, head)
             item.is_forced, item.head = fits_below_all, head
             if raised > self.capacity - self.size[b]:
                 return None
-            has_changed |= raised != item.low
+            has_changed |= raised != item_low
             item.low = raised
         return has_changed
 
-    def _sections(self, items: list[_Item]) -> dict[int, _Section]:
-        found: dict[int, _Section] = {}
+    def _fill_sections(self, items: list[_Item]) -> None:
+        for section in self._sections:
+            section.clear()
         for item in items:
             b, low = item.index, item.low
             size = self.size[b]
-            for t in range(self.first[b], self.last[b]):
-                section = found.get(t) or found.setdefault(t, _Section())
+            top = low + size
+            for section in self._sections[self.first[b] : self.last[b]]:
                 section.total += size
                 if low < section.low:
                     section.second_low, section.low, section.low_index = section.low, low, b
                 elif low < section.second_low:
                     section.second_low = low
-                if low + size < section.top:
-                    section.second_top, section.top, section.top_index = section.top, low + size, b
-                elif low + size < section.second_top:
-                    section.second_top = low + size
-        return found
+                if top < section.top:
+                    section.second_top, section.top, section.top_index = section.top, top, b
+                elif top < section.second_top:
+                    section.second_top = top
 
     def _sections_fit(self, items: list[_Item]) -> bool:
         """Stack the items of each section in order of `low`: the least end that they can have."""
-        full: dict[int, int] = {}
+        full = [0] * len(self._sections)
         for item in items:
-            for section in range(self.first[item.index], self.last[item.index]):
-                full[section] = max(full.get(section, 0), item.low) + self.size[item.index]
-                if full[section] > self.capacity:
+            low, size = item.low, self.size[item.index]
+            most = self.capacity - size
+            for t in range(self.first[item.index], self.last[item.index]):
+                start = full[t] if full[t] > low else low
+                if start > most:
                     return False
+                full[t] = start + size
         return True
 
     def _number_parts(self, items: list[_Item]) -> int:
