@@ -20,7 +20,8 @@ from dsopt.passes.memory.overlay import Overlay, joined, most_saved
 
 MAX_STATES = 40_000
 """Sets of operators that are looked at before the beam takes over: about a second."""
-BEAM = 200
+_BEAM_STATES = 40_000
+_WIDEST_BEAM = 200
 _CHAIN = 6
 """Operators of a harmless chain after the first."""
 
@@ -109,9 +110,9 @@ class _Graph:
         self._kept = {*after}
         self._pairs: list[list[Overlay]] = [[] for _ in steps]
         for each in overlays:
-            for number in range(self.count):
-                if self._writers.get(each.output) == 1 << number and each.input in self._touched[number]:
-                    self._pairs[number].append(each)
+            writers = self._writers.get(each.output, 0)
+            if writers and not writers & (writers - 1) and self._users.get(each.input, 0) & writers:
+                self._pairs[writers.bit_length() - 1].append(each)
         self._saved: dict[tuple[int, frozenset[str]], int] = {}
         self.first_alive = sum(self._size[name] for name in self._held if self._users[name] or name in self._kept)
         self.bound = max((self._least(number) for number in range(self.count)), default=0)
@@ -245,6 +246,7 @@ def _best_first(graph: _Graph, given_bytes: int, states: int) -> Order | None:
 
 def _beam(graph: _Graph) -> Order:
     """Keep the best states with about equally many operators, by peak and by what they leave alive."""
+    width = max(1, min(_WIDEST_BEAM, _BEAM_STATES // graph.count))
     level = [graph.start()]
     while level[0].done != graph.all:
         found: dict[int, _State] = {}
@@ -253,7 +255,7 @@ def _beam(graph: _Graph) -> Order:
             for following in graph.choices(state, max(graph.bound, state.during)) if state.count == least else [state]:
                 if following.done not in found or _rank(graph, following) < _rank(graph, found[following.done]):
                     found[following.done] = following
-        level = sorted(found.values(), key=lambda state: _rank(graph, state))[:BEAM]
+        level = sorted(found.values(), key=lambda state: _rank(graph, state))[:width]
     return Order(_numbers(level[0].path), level[0].during, False)
 
 
