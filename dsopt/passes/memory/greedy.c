@@ -6,12 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT
-#endif
-
 enum { FITTED = 1, NO_MEMORY = -1 };
 
 typedef struct {
@@ -108,7 +102,7 @@ static int find_neighbours(int32_t count, const int32_t *first, const int32_t *l
 /* Fit the buffers in each of `order_count` orders, into first and into smallest gaps, until the end is at most `enough`. Writes the
    offsets with the lowest end, which is kept in *height. Buffer i lives in sections first[i] to last[i] - 1; `by_first` lists the
    buffers by first section; `pairs` counts the pairs that are alive together. */
-EXPORT int32_t pack_greedily(int32_t count, const int32_t *first, const int32_t *last, const int64_t *size,
+int32_t pack_greedily(int32_t count, const int32_t *first, const int32_t *last, const int64_t *size,
                              const int32_t *by_first, int64_t pairs, int32_t order_count, const int32_t *orders, int64_t enough,
                              int64_t *offsets, int64_t *height)
 {

@@ -9,16 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT
-#endif
-
 enum { EXHAUSTED = 0, SOLVED = 1, OUT_OF_NODES = 2, NO_MEMORY = -1 };
-enum { ROUNDS = 2 }; /* of bounds over sections for each node: a third finds little */
-
-/* ---- search ---- */
+enum { ROUNDS = 2 };         /* of bounds over sections for each node: a third finds little */
+enum { MOST_ITEMS = 1 << 21 }; /* on the path to a node, all nodes together: 80 MB */
 
 /* A buffer without a place. floor: the highest end of the placed buffers it meets; low: no packing has it lower; head: the lowest
    end that another one without a place could have beside it; barred: decided not to lie on its floor. */
@@ -54,18 +47,22 @@ typedef struct {
     uint8_t *present;
 } Search;
 
-static int reserve(Search *s, size_t items)
+/* Make room for items at the end of the pool; returns SOLVED, or why there is none. */
+static int32_t reserve(Search *s, size_t items)
 {
+    if (items > MOST_ITEMS) {
+        return OUT_OF_NODES;
+    }
     if (items > s->room) {
         size_t room = s->room * 2 > items ? s->room * 2 : items;
         Item *pool = realloc(s->pool, room * sizeof *pool);
         if (!pool) {
-            return 0;
+            return NO_MEMORY;
         }
         s->pool = pool;
         s->room = room;
     }
-    return 1;
+    return SOLVED;
 }
 
 static Frame *push(Search *s, size_t begin, int32_t count)
@@ -87,18 +84,22 @@ static Frame *push(Search *s, size_t begin, int32_t count)
     return frame;
 }
 
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Put a buffer on its floor: whatever it meets lies above it. */
 static void place(Search *s, const Item *placed, Item *items, int32_t count)
 {
     int64_t top = placed->floor + s->size[placed->id];
     s->offsets[placed->id] = placed->floor;
-    for (int32_t i = 0; i < count; ++i) {
-        Item *x = &items[i];
+    for (Item *x = items; x < items + count; ++x) {
         int meets = s->first[x->id] < s->last[placed->id] && s->first[placed->id] < s->last[x->id];
         if (meets && x->id != placed->id && x->floor < top) {
             x->floor = top;
+            x->low = larger(x->low, top);
             x->barred = 0;
-            x->low = x->low > top ? x->low : top;
         }
     }
 }
@@ -110,6 +111,17 @@ static void span(const Search *s, const Item *items, int32_t count, int32_t *fro
     for (int32_t i = 0; i < count; ++i) {
         *from = s->first[items[i].id] < *from ? s->first[items[i].id] : *from;
         *to = s->last[items[i].id] > *to ? s->last[items[i].id] : *to;
+    }
+}
+
+static void keep_two(int64_t value, int32_t id, int64_t *lowest, int64_t *second, int32_t *lowest_id)
+{
+    if (value < *lowest) {
+        *second = *lowest;
+        *lowest = value;
+        *lowest_id = id;
+    } else if (value < *second) {
+        *second = value;
     }
 }
 
@@ -126,20 +138,8 @@ static void fill_sections(Search *s, const Item *items, int32_t count)
         int64_t low = items[i].low, top = low + s->size[id];
         for (Section *c = s->sections + s->first[id]; c < s->sections + s->last[id]; ++c) {
             c->total += s->size[id];
-            if (low < c->low) {
-                c->second_low = c->low;
-                c->low = low;
-                c->low_id = id;
-            } else if (low < c->second_low) {
-                c->second_low = low;
-            }
-            if (top < c->top) {
-                c->second_top = c->top;
-                c->top = top;
-                c->top_id = id;
-            } else if (top < c->second_top) {
-                c->second_top = top;
-            }
+            keep_two(low, id, &c->low, &c->second_low, &c->low_id);
+            keep_two(top, id, &c->top, &c->second_top, &c->top_id);
         }
     }
 }
@@ -165,7 +165,7 @@ static int tighten(Search *s, Item *items, int32_t count, int *changed)
             if (fits_below_all) {
                 return 0; /* moved down to its floor it would disturb nobody: that packing is looked for elsewhere */
             }
-            raised = head > raised ? head : raised;
+            raised = larger(head, raised);
         }
         x->forced = (uint8_t)fits_below_all;
         x->head = head;
@@ -187,16 +187,10 @@ static int32_t place_forced(Search *s, Item *items, int32_t count)
         }
     }
     for (int32_t i = 0; i < count; ++i) {
-        if (!items[i].forced) {
-            items[kept++] = items[i];
-        }
+        items[kept] = items[i];
+        kept += !items[i].forced;
     }
     return kept;
-}
-
-static int comes_before(const Item *a, const Item *b)
-{
-    return a->low != b->low ? a->low < b->low : a->id < b->id;
 }
 
 /* Sort by (low, id); nearly sorted already. */
@@ -205,7 +199,7 @@ static void sort_items(Item *items, int32_t count)
     for (int32_t i = 1; i < count; ++i) {
         Item x = items[i];
         int32_t j = i;
-        for (; j > 0 && comes_before(&x, &items[j - 1]); --j) {
+        for (; j > 0 && (x.low < items[j - 1].low || (x.low == items[j - 1].low && x.id < items[j - 1].id)); --j) {
             items[j] = items[j - 1];
         }
         items[j] = x;
@@ -218,7 +212,7 @@ static int sections_fit(Search *s, const Item *items, int32_t count)
     for (int32_t i = 0; i < count; ++i) {
         int32_t id = items[i].id;
         for (Section *c = s->sections + s->first[id]; c < s->sections + s->last[id]; ++c) {
-            c->full = (c->full > items[i].low ? c->full : items[i].low) + s->size[id];
+            c->full = larger(c->full, items[i].low) + s->size[id];
             if (c->full > s->capacity) {
                 return 0;
             }
@@ -311,13 +305,10 @@ static int open_node(Search *s, size_t begin, int32_t count, int *done)
     return 1;
 }
 
-/* Copy the next part of a node to the end of the pool. Returns its size, 0 if all are solved, -1 without memory. */
+/* Copy the next part of a node to the end of the pool. Returns its size, 0 if all are solved. */
 static int32_t next_part(Search *s, Frame *frame)
 {
     int32_t count = 0;
-    if (!reserve(s, frame->end + (size_t)frame->count)) {
-        return -1;
-    }
     for (size_t i = frame->begin; i < frame->end; ++i) {
         if (s->pool[i].part == frame->stage) {
             s->pool[frame->end + (size_t)count++] = s->pool[i];
@@ -327,12 +318,9 @@ static int32_t next_part(Search *s, Frame *frame)
     return count;
 }
 
-/* Copy the items of a node's next child to the end of the pool. Returns their number, -1 without memory. */
+/* Copy the items of a node's next child to the end of the pool. Returns their number. */
 static int32_t next_child(Search *s, Frame *frame)
 {
-    if (!reserve(s, frame->end + (size_t)frame->count)) {
-        return -1;
-    }
     Item *items = s->pool + frame->end, chosen = s->pool[frame->begin + (size_t)frame->chosen];
     int32_t count = frame->count;
     memcpy(items, s->pool + frame->begin, (size_t)count * sizeof *items);
@@ -350,8 +338,9 @@ static int32_t next_child(Search *s, Frame *frame)
 static int32_t run(Search *s, int32_t count)
 {
     size_t begin = 0;
-    if (!reserve(s, (size_t)count)) {
-        return NO_MEMORY;
+    int32_t status = reserve(s, (size_t)count);
+    if (status != SOLVED) {
+        return status;
     }
     memset(s->pool, 0, (size_t)count * sizeof *s->pool);
     for (int32_t i = 0; i < count; ++i) {
@@ -370,35 +359,28 @@ static int32_t run(Search *s, int32_t count)
             begin = frame->end;
             if ((frame->parts > 1) != done || (!done && (frame->stage == 2 || frame->chosen < 0))) {
                 --s->depth; /* solved, or one of its parts or both of its branches have no packing */
-            } else if (done) {
-                count = next_part(s, frame);
-                s->depth -= count == 0;
-            } else if (s->nodes == s->budget) {
-                return OUT_OF_NODES;
-            } else {
-                count = next_child(s, frame);
+                continue;
             }
-        }
-        if (count < 0) {
-            return NO_MEMORY;
+            if (!done && s->nodes == s->budget) {
+                return OUT_OF_NODES;
+            }
+            status = reserve(s, frame->end + (size_t)frame->count);
+            if (status != SOLVED) {
+                return status;
+            }
+            count = done ? next_part(s, frame) : next_child(s, frame);
+            s->depth -= done && count == 0;
         }
     }
 }
 
 /* Search for offsets below `capacity`. Buffers are numbered in the order in which ties are broken; buffer i lives in sections
    first[i] to last[i] - 1; same[i] is the buffer before it with equal life and size, or -1. */
-EXPORT int32_t pack_search(int32_t count, int32_t section_count, const int32_t *first, const int32_t *last, const int64_t *size,
+int32_t pack_search(int32_t count, int32_t section_count, const int32_t *first, const int32_t *last, const int64_t *size,
                            const int32_t *same, int64_t capacity, int64_t budget, int64_t *offsets, int64_t *nodes)
 {
-    Search s;
+    Search s = {.first = first, .last = last, .same = same, .size = size, .capacity = capacity, .budget = budget};
     int32_t status = NO_MEMORY;
-    memset(&s, 0, sizeof s);
-    s.first = first;
-    s.last = last;
-    s.same = same;
-    s.size = size;
-    s.capacity = capacity;
-    s.budget = budget;
     s.offsets = offsets;
     s.section_count = section_count;
     s.sections = calloc((size_t)section_count, sizeof *s.sections);

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 EXHAUSTED, SOLVED, OUT_OF_NODES = 0, 1, 2
 ROUNDS = 2
+MOST_ITEMS = 1 << 21
 _NONE = (1 << 63) - 1
 
 
@@ -32,6 +33,7 @@ class _Frame:
     """A node: with one part, item `chosen` is tried on its floor and then barred; with several, part after part is solved."""
 
     items: list[_Item]
+    end: int
     parts: int
     chosen: int
     stage: int = 0
@@ -153,9 +155,9 @@ class _Search:
         """Go through the nodes depth first."""
         frames: list[_Frame] = []
         items = [_Item(index) for index in range(len(self.size))]
-        nodes = 0
+        begin = nodes = 0
         while True:
-            is_done = self._open(items, frames)
+            is_done = self._open(items, begin, frames)
             items = []
             while not items:
                 if not frames:
@@ -163,24 +165,26 @@ class _Search:
                 frame = frames[-1]
                 if (frame.parts > 1) != is_done or (not is_done and (frame.stage == 2 or frame.chosen < 0)):
                     frames.pop()
-                elif is_done:
+                    continue
+                if (not is_done and nodes == self.budget) or frame.end + len(frame.items) > MOST_ITEMS:
+                    return OUT_OF_NODES, self.offsets, nodes
+                begin = frame.end
+                if is_done:
                     items = [item.copied() for item in frame.items if item.part == frame.stage]
                     frame.stage += 1
                     if not items:
                         frames.pop()
-                elif nodes == self.budget:
-                    return OUT_OF_NODES, self.offsets, nodes
                 else:
                     items = self._child(frame)
                     nodes += 1
 
-    def _open(self, items: list[_Item], frames: list[_Frame]) -> bool:
+    def _open(self, items: list[_Item], begin: int, frames: list[_Frame]) -> bool:
         """Open a node for the items, unless they have no packing; return whether nothing is left to place."""
         left = self._propagate(items)
         if not left:
             return left is not None
         parts = self._number_parts(left)
-        frames.append(_Frame(left, parts, -1 if parts > 1 else self._pick(left)))
+        frames.append(_Frame(left, begin + len(left), parts, -1 if parts > 1 else self._pick(left)))
         return parts > 1
 
     def _child(self, frame: _Frame) -> list[_Item]:
