@@ -12,6 +12,7 @@ PASSES: dict[str, str] = {
     "fuse-attention": "dsopt.passes.fuse_attention:FuseAttention",
     "fuse-residual": "dsopt.passes.quantize.fuse_residual:FuseResidual",
     "lower-integer": "dsopt.passes.quantize:LowerInteger",
+    "patch": "dsopt.passes.patch:Patch",
     "quantize": "dsopt.passes.quantize:Quantize",
     "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
     "quantize-dynamic": "dsopt.passes.quantize:QuantizeDynamic",

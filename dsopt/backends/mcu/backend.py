@@ -8,18 +8,22 @@ from typing import Any
 import dsopt
 from dsopt.artifact import Artifact
 from dsopt.backends.base import INTEGER_LOWERING, Blocker, EmitOptions, refuse, signature_manifest, state_files
-from dsopt.backends.mcu.budget import check_measured, check_plan, limits
+from dsopt.backends.mcu.budget import RAM_EXCEEDED, check_measured, check_plan, limits
 from dsopt.backends.mcu.generate import generate
 from dsopt.backends.mcu.harness import harness_tables
 from dsopt.backends.mcu.header import Interface
 from dsopt.backends.mcu.layers import add_traces, layer_rows
 from dsopt.backends.mcu.pipeline import pipeline
 from dsopt.backends.mcu.place import place
-from dsopt.errors import ToolchainError
+from dsopt.errors import BudgetError, ToolchainError
 from dsopt.ir import Program, example_inputs
-from dsopt.passes.base import Pass, parse_pipeline
+from dsopt.passes.base import Pass, PassManager, parse_pipeline
+from dsopt.passes.patch.plan import choices
 from dsopt.runtime.executor import Executor
 from dsopt.target import McuTarget, Target, core_of
+
+_MOST_CHOICES = 16
+"""Ways to run in patches that are tried, the cheapest first."""
 
 
 class McuBackend:
@@ -40,17 +44,45 @@ class McuBackend:
     def emit(self, program: Program, target: Target, options: EmitOptions) -> Artifact:
         """Generate the C files, build the image, run it once on the emulated core, and describe all of it in the manifest.
 
+        Where the values of whole layers do not fit into RAM, the first layers run patch by patch, if that helps.
+
         Raises UnsupportedOpError; BudgetError before any C is written if the values cannot fit, and after linking if code and
         stack do not; ToolchainError without a compiler.
         """
+        assert isinstance(target, McuTarget)
+        refuse(self.unsupported(program, target), target)
+        try:
+            return self._emit(program, target, options)
+        except BudgetError as problem:
+            if problem.code != RAM_EXCEEDED:
+                raise
+            patched = self._emit_patched(program, target, options)
+            if patched is None:
+                raise
+            return patched
+
+    def _emit_patched(self, program: Program, target: McuTarget, options: EmitOptions) -> Artifact | None:
+        """Emit the program with its first layers in patches, as few more products as fit into RAM; None if nothing does."""
+        room = target.ram_bytes - sum(program.weights[state.name].nbytes for state in program.states)
+        for choice in choices(program, room + room // 8)[:_MOST_CHOICES]:  # estimates are high
+            rewritten, _ = PassManager((choice.patch,)).run(program)
+            try:
+                artifact = self._emit(rewritten, target, options, reorder=False)
+            except BudgetError as problem:
+                if problem.code != RAM_EXCEEDED:
+                    raise
+                continue
+            patches = {**dataclasses.asdict(choice.patch), "multiply_adds": choice.products}
+            return dataclasses.replace(artifact, manifest={**artifact.manifest, "patches": patches})
+        return None
+
+    def _emit(self, program: Program, target: McuTarget, options: EmitOptions, reorder: bool = True) -> Artifact:
         from dsopt.backends.mcu.kernels import special_lowerings
         from dsopt.backends.mcu.measure import build_and_measure
         from dsopt.backends.tir.lower import lower
 
-        assert isinstance(target, McuTarget)
-        refuse(self.unsupported(program, target), target)
         options.progress(0, 3, "lowering to loops")
-        placement = place(lower(program, special_lowerings(target), options.integer_ports))
+        placement = place(lower(program, special_lowerings(target), options.integer_ports), reorder)
         rows = layer_rows(program, placement)
         check_plan(placement, target, rows)
         options.progress(1, 3, "generating C")

@@ -13,12 +13,12 @@ from dsopt.backends.mcu.measure import Measurement
 from dsopt.backends.mcu.place import Placement
 from dsopt.backends.tir.program import Buffer
 from dsopt.errors import BudgetError, ToolchainError
-from dsopt.passes import PASSES
 from dsopt.target import CORES, McuTarget, known_boards
 from dsopt.target.byte_counts import format_bytes
 
 Rows = Sequence[Mapping[str, Any]]
 
+RAM_EXCEEDED = "DS0601"
 _SHOWN = 5
 _QUANTISE = 'store values and weights in 8 bits, a quarter: --passes "...,quantize" --data SAMPLES.npz'
 _FOUR_BITS = 'store weights in 4 bits, half: --passes "...,quantize{weights=4}", or train so with dsopt.train.qat'
@@ -101,13 +101,9 @@ def _ram(placement: Placement, target: McuTarget, rows: Rows, need: int, parts: 
     helps = [_QUANTISE] if any(row["is_float"] for row in rows) else []
     if is_quantised and any(port.dtype == "float32" for port in ports):
         helps.append("take and give 8-bit integers instead of floats: --io int8")
-    if "patch" in PASSES and any("conv" in row["op"] or "pool" in row["op"] for row in worst):
-        helps.append(
-            'run the first layers patch by patch, for less RAM and more instructions: the pass "patch", see dsopt passes'
-        )
     helps.append("a smaller input, a larger stride or fewer channels in the layers above")
     return _Overrun(
-        "DS0601",
+        RAM_EXCEEDED,
         f"the model needs {need:,} bytes of RAM, and {target.name} here has {target.ram_bytes:,}: {_over(need, target.ram_bytes)}",
         where,
         (*helps, _more("ram", need, target)),

@@ -49,10 +49,15 @@ class Placement:
         }
 
 
-def place(program: LoopProgram) -> Placement:
-    """Plan the arena, and line up the states. The kernels are put into another order where that makes the arena smaller."""
+def place(program: LoopProgram, reorder: bool = True) -> Placement:
+    """Plan the arena, and line up the states. The kernels are put into another order where that makes the arena smaller.
+
+    reorder: False for programs whose order is meant: patch by patch.
+    """
     uses = _Uses(program)
     given = _place(program, uses)
+    if not reorder:
+        return given
     order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, uses.overlays(program))
     if order.numbers == tuple(range(len(program.kernels))):
         return given

@@ -79,6 +79,7 @@ class _Lowerer:
         self._kernel_names: set[str] = set()
         self._buffer_names: set[str] = set()
         self._extra: dict[str, Any] = {}
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], Buffer] = {}
         self._weights: dict[str, fx.Node] = {}
         self._nested = 0
         self._why = ""
@@ -98,9 +99,11 @@ class _Lowerer:
         return self._declare(hint, shape, dtype, kind, alias_of, channels_last)
 
     def add_constant(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
-        buffer = self._declare(hint, values.shape, str(values.dtype), "weight", None)
-        self._extra[buffer.name] = values
-        return buffer
+        key = str(values.dtype), values.shape, values.tobytes()
+        if key not in self._stored:  # every constant once
+            self._stored[key] = self._declare(hint, values.shape, str(values.dtype), "weight", None)
+            self._extra[self._stored[key].name] = values
+        return self._stored[key]
 
     def add_kernel(self, builder: KernelBuilder, multiply_adds: int) -> None:
         names = {group: tuple(b.name for b in builder.buffers(group)) for group in ("input", "output", "scratch")}

@@ -12,7 +12,7 @@ from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext
 
 _CONVOLUTION = torch.ops.dsopt.q_conv.default
-_TRANSPOSED, _GROUPS, _BITS = 12, 14, 19
+_TRANSPOSED, _GROUPS, _ZERO, _BITS = 12, 14, 16, 19
 """Places of arguments of q_conv."""
 
 
@@ -30,9 +30,9 @@ class FuseResidual(Pass):
                 continue
             a, b, *rest = node.args
             (a_zero, b_zero, a_factor, b_factor), tail = rest[:4], rest[4:-1]
-            choices = [(a, b, b_zero, a_factor, b_factor), (b, a, a_zero, b_factor, a_factor)]
-            for conv, residual, zero, *factors in sorted(choices, key=lambda each: -order.get(each[0], -1)):
-                if _fits(program, conv, residual, node):
+            choices = [(a, a_zero, b, b_zero, a_factor, b_factor), (b, b_zero, a, a_zero, b_factor, a_factor)]
+            for conv, own_zero, residual, zero, *factors in sorted(choices, key=lambda each: -order.get(each[0], -1)):
+                if _fits(program, conv, own_zero, residual, node):
                     fused = rewriter.call(
                         torch.ops.dsopt.q_conv_add.default, *conv.args, residual, zero, *factors, *tail, like=node
                     )
@@ -43,9 +43,10 @@ class FuseResidual(Pass):
         rewriter.erase_dead()
 
 
-def _fits(program: Program, conv: Any, residual: Any, node: fx.Node) -> bool:
+def _fits(program: Program, conv: Any, zero: int, residual: Any, node: fx.Node) -> bool:
+    """Return whether the convolution can add the residual to its result, which stands for 0 where it is `zero`."""
     if conv.target is not _CONVOLUTION or len(conv.users) != 1 or conv is residual:
         return False
-    is_plain = not conv.args[_TRANSPOSED] and conv.args[_GROUPS] == 1 and conv.args[_BITS] == 8
+    is_plain = conv.args[_ZERO] == zero and not conv.args[_TRANSPOSED] and conv.args[_GROUPS] == 1 and conv.args[_BITS] == 8
     same = program.shape(conv) == program.shape(residual) == program.shape(node)
     return is_plain and same and program.dtype(residual) == torch.int8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsopt.backends.mcu.kernels.channels_last import elementwise, mean
+from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, sliced
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.helium import convolution as helium
 from dsopt.backends.mcu.kernels.linear import linear
@@ -21,6 +21,8 @@ _PAIRS: Mapping[str, Lowering] = {
     "dsopt.q_conv_add.default": convolution_add,
     "dsopt.q_linear.default": linear,
     "dsopt.q_mean.default": mean,
+    "aten.cat.default": joined,
+    "aten.slice.Tensor": sliced,
     "dsopt.q_max_pool.default": max_pool,
     "dsopt.q_avg_pool.default": average_pool,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},

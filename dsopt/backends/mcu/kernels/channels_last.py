@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dsopt.backends.tir import ops  # noqa: F401  registers the generic lowerings
+from dsopt.backends.tir.ops.relayout import contiguous_strides, strided_copy
 from dsopt.backends.tir.program import Buffer, channels_to_end
-from dsopt.backends.tir.registry import LOWERINGS, Context, Lowering, UnsuitedError
+from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import element
 
 
@@ -53,6 +54,33 @@ def _stored_context(context: Context, shape: tuple[int, ...]) -> Context:
 def _restored(context: Context, y: Any) -> Buffer:
     assert isinstance(y, Buffer)
     return context.session.add_buffer(f"{y.name}_last", context.shape, y.dtype, y.name, True)
+
+
+def joined(context: Context, parts: list[Buffer], dim: int = 0) -> Buffer:
+    """Lower cat of images, of which one has channels last, in the order of its bytes."""
+    if not any(each.channels_last for each in parts) or any(len(each.shape) != len(context.shape) for each in parts):
+        raise UnsuitedError("")
+    stored = [_as_stored(context, with_channels_last(context, each)) for each in parts]
+    inner = _stored_context(context, context.shape)
+    return _restored(context, LOWERINGS[context.operator](inner, stored, _stored_dim(dim, len(context.shape))))
+
+
+def sliced(
+    context: Context, x: Buffer, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Buffer:
+    """Lower slice of an image with channels last, in the order of its bytes."""
+    if not x.channels_last or len(x.shape) != len(context.shape):
+        raise UnsuitedError("")
+    place = _stored_dim(dim, len(x.shape))
+    strides = contiguous_strides(x.stored_shape)
+    offset = strides[place] * range(x.stored_shape[place])[slice(start, end, step)].start
+    strides[place] *= step
+    layout = Layout(channels_to_end(context.shape), tuple(strides), offset)
+    return _restored(context, strided_copy(_stored_context(context, context.shape), _as_stored(context, x), layout))
+
+
+def _stored_dim(dim: int, rank: int) -> int:
+    return (0, *range(2, rank), 1).index(dim % rank)
 
 
 def mean(context: Context, x: Buffer, dims: list[int], keepdim: bool, *rest: Any) -> Buffer:

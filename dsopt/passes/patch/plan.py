@@ -1,0 +1,143 @@
+"""Which stage to run in how many patches so that values fit into a memory, at the price of the fewest products computed twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from dsopt.ir import Program
+from dsopt.passes.patch import Patch
+from dsopt.passes.patch.stage import (
+    CONVOLUTIONS,
+    GROUPS,
+    Span,
+    Stage,
+    bands,
+    extent,
+    images_of,
+    needed,
+    products_of,
+    spans,
+    stages,
+)
+
+_MOST_BANDS = 16
+"""Rows and columns of patches that are considered."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to run a program in patches. Both figures are estimates: bytes without scratch memory, products of one run."""
+
+    patch: Patch
+    ram_bytes: int
+    products: int
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """A dim cut into bands: what a band needs of each value, at most and in all; `parts`: what of an image a node reads at most, and
+    whether that is less than what there is of it.
+    """
+
+    count: int
+    most: Mapping[fx.Node, int]
+    total: Mapping[fx.Node, int]
+    parts: Mapping[tuple[fx.Node, int], tuple[int, bool]]
+
+
+def choices(program: Program, ram_bytes: int) -> list[Choice]:
+    """Return the ways whose values are estimated to fit, the ones with the fewest products first."""
+    found = []
+    for stage in stages(program):
+        rest = _rest(program, stage)
+        around = _bytes(program, stage.end) + sum(_bytes(program, source) for source in stage.sources)
+        if max(rest, around) > ram_bytes:
+            continue
+        across, along = (_cut(program, stage, dim, extent(program, stage.end, dim)) for dim in (0, 1))
+        for rows in across:
+            for columns in along:
+                peak = max(rest, around + _inside(program, stage, rows, columns))
+                if rows.count * columns.count > 1 and peak <= ram_bytes:
+                    patch = Patch(stage.end.name, rows.count, columns.count)
+                    found.append(Choice(patch, peak, _products(program, stage, rows, columns)))
+    return sorted(found, key=lambda each: (each.products, each.ram_bytes, each.patch.until))
+
+
+def _cut(program: Program, stage: Stage, dim: int, size: int) -> list[_Bands]:
+    return [_bands(program, stage, dim, bands(size, count)) for count in range(1, min(size, _MOST_BANDS) + 1)]
+
+
+def _bands(program: Program, stage: Stage, dim: int, cut: Sequence[Span]) -> _Bands:
+    found = [spans(program, stage, dim, span) for span in cut]
+    values = (*stage.sources, *stage.nodes)
+    lengths = {node: [each[node][1] - each[node][0] for each in found] for node in values}
+    parts = {}
+    for node in stage.nodes:
+        for place in images_of(node):
+            image: Any = node.args[place]
+            wanted = [needed(program, node, place, dim, each[node]) for each in found]
+            whole = (0, extent(program, image, dim))
+            held = [whole if image in stage.sources else each[image] for each in found]
+            parts[node, place] = max(high - low for low, high in wanted), wanted != held
+    most = {node: max(each) for node, each in lengths.items()}
+    return _Bands(len(cut), most, {node: sum(each) for node, each in lengths.items()}, parts)
+
+
+def _products(program: Program, stage: Stage, rows: _Bands, columns: _Bands) -> int:
+    inside = set(stage.nodes)
+    patched = sum(products_of(program, node) * rows.total[node] * columns.total[node] for node in stage.nodes)
+    others = [node for node in program.graph.nodes if node not in inside and node.target in CONVOLUTIONS]
+    whole = [math.prod(extent(program, node, dim) for dim in range(len(program.shape(node)) - 2)) for node in others]
+    return patched + sum(products_of(program, node) * pixels for node, pixels in zip(others, whole, strict=True))
+
+
+def _inside(program: Program, stage: Stage, rows: _Bands, columns: _Bands) -> int:
+    """Return the bytes of the values of the largest patch at the worst node."""
+    last: dict[Any, fx.Node] = {node.args[place]: node for node in stage.nodes for place in images_of(node)}
+    channel_bytes: dict[Any, int] = {node: _channel_bytes(program, node) for node in (*stage.sources, *stage.nodes)}
+    sizes = {node: size * rows.most[node] * columns.most[node] for node, size in channel_bytes.items()}
+    alive = peak = 0
+    for node in stage.nodes:
+        copies = 0
+        for place in images_of(node):
+            (height, is_part), (width, is_narrow) = rows.parts[node, place], columns.parts[node, place]
+            copies += height * width * channel_bytes[node.args[place]] if is_part or is_narrow else 0
+        ending = sum(sizes[each] for each, by in last.items() if by is node and each not in stage.sources)
+        shared = min(ending, sizes[node]) if _is_depthwise(node) else 0
+        peak = max(peak, alive + copies + sizes[node] - shared)
+        alive += sizes[node] - ending
+    return peak
+
+
+def _rest(program: Program, stage: Stage) -> int:
+    """Return the bytes of values at the worst node behind a stage."""
+    inside = set(stage.nodes[:-1])
+    nodes = [node for node in program.graph.nodes if node not in inside and node.op == "call_function"]
+    order = {node: number for number, node in enumerate(nodes)}
+    first = order[stage.end]
+    last = {node: max((order[user] for user in node.users if user in order), default=len(nodes)) for node in nodes}
+    peak = 0
+    for node in nodes[first + 1 :]:
+        alive = [each for each in nodes[first:] if order[each] <= order[node] <= last[each]]
+        ends = [each for each in node.all_input_nodes if last.get(each) == order[node]]
+        shared = min(_bytes(program, ends[0]), _bytes(program, node)) if ends and _is_depthwise(node) else 0
+        peak = max(peak, sum(_bytes(program, each) for each in alive) - shared)
+    return peak
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    return node.target in CONVOLUTIONS and int(node.args[GROUPS]) != 1  # type: ignore[arg-type]
+
+
+def _channel_bytes(program: Program, node: fx.Node) -> int:
+    return int(program.shape(node)[1]) * program.dtype(node).itemsize
+
+
+def _bytes(program: Program, node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() * value.dtype.itemsize if hasattr(value, "numel") else 0  # type: ignore[union-attr]
