@@ -18,21 +18,12 @@ from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
 from dsopt.backends.tir.arguments import bind_arguments, buffers_of, free_name, nearest, on_meta, tir_dtype
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.decompose import decompose
+from dsopt.backends.tir.labels import label
 from dsopt.backends.tir.ports import integer_inputs, integer_outputs, rounds_input
 from dsopt.backends.tir.program import Buffer, BufferKind, Grid, Kernel, LoopProgram, State, channels_to_end
-from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, RefusedError, UnsuitedError, identifier
+from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, RefusedError, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import element
 from dsopt.ir import Program
-
-_KERNEL_WORDS = {
-    "batch_norm": "norm", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "convolution": "conv",
-    "add_act": "add", "layer_norm": "norm", "linear_act": "linear", "scaled_dot_product_attention": "attention",
-    "dequantize_channel": "dequantize", "q_layer_norm": "norm",
-    "q_conv_add": "conv",
-    **{f"q_{word}": word for word in ("conv", "linear", "matmul", "add", "mul", "rescale", "lookup", "embedding", "softmax",
-                                      "max_pool", "avg_pool", "mean", "lstm", "gru")},
-}  # fmt: skip
-"""How the function of a layer is called after its operator, where that is not the operator's own name."""
 
 
 def lower(program: Program, special: Mapping[str, Lowering] | None = None, integer_ports: bool = False) -> LoopProgram:
@@ -303,9 +294,7 @@ class _Lowerer:
         return target
 
     def _label(self, node: fx.Node) -> str:
-        word = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
-        layer, word = self.program.layer(node) or "net", _KERNEL_WORDS.get(word, word)
-        return identifier(layer if layer.rpartition(".")[2] == word else f"{layer}.{word}")
+        return label(self.program.layer(node), str(node.target))
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
