@@ -12,6 +12,9 @@ greedy_bytes   the peer: buffers from the largest to the smallest, each into the
 A row for each network, in float and in int8: kernels, buffers and overlays (results that may lie over an operand); given_bytes: the
 arena in the order of the program, packed: in the order that is run. The peer neither overlays nor reorders.
 
+A row for each randomly wired cell network (Watts and Strogatz graphs, as in RandWire, Xie et al. 2019): bytes alive at the worst step
+in breadth-first order, in the order found, and ratio: the first over the second; optimal: no order has fewer.
+
 --instances DIR takes files of lines id,lower,upper,size: a buffer lives during steps lower to upper - 1. Without it: rectangles of
 time and bytes cut at random into buffers, which can be packed without a gap, and chains of 1,000 to 100,000 tensors.
 """
@@ -24,7 +27,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,8 +46,9 @@ from dsopt.backends.tir.lower import lower
 from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import example_inputs
 from dsopt.passes.base import parse_pipeline
-from dsopt.passes.memory.arena import aligned
-from dsopt.passes.memory.liveness import Lifetime
+from dsopt.passes.memory.arena import aligned, lower_bound
+from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
+from dsopt.passes.memory.order import find_order
 from dsopt.passes.memory.packing import Engine, pack
 from dsopt.passes.memory.packing_native import native_engine
 from dsopt.passes.memory.packing_twin import PythonEngine
@@ -66,6 +70,8 @@ NETWORKS = (
     "vww",
 )
 QUICK = ("ad", "digits", "kws")
+CELLS = ((1, 33, 0), (1, 33, 1), (1, 48, 1), (2, 32, 0), (2, 32, 1), (4, 31, 0), (4, 31, 2))
+"""Stages, operators of each, and seed."""
 CHIP = McuTarget("cortex-m4")
 T = TypeVar("T")
 
@@ -101,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for engine in engines:
             progress(f"{instance.name}: {len(instance.size)} buffers, {engine.name}")
             rows.append(measure(instance, engine, chosen.nodes))
+    for stages, nodes, seed in () if chosen.instances else CELLS:
+        rows.append(measure_cells(stages, nodes, seed))
     for name in _networks(options, chosen):
         for is_quantised in (False, True):
             progress(f"{name}: {'int8' if is_quantised else 'float'}")
@@ -264,6 +272,50 @@ class _Buckets:
             for other in self._slices.get(key, ())
             if self._first[other] < end and first < self._end[other]
         }
+
+
+def wired(stages: int, nodes: int, seed: int) -> tuple[list[Step], dict[str, int]]:
+    """Make cells of `nodes` operators in breadth-first order; each has 4 neighbours on a ring, rewired with probability 0.75."""
+    draw = random.Random(seed)
+    steps, sizes, source = [], {"x": 1024}, "x"
+    for stage in range(stages):
+        edges: set[tuple[int, int]] = set()
+        for number, distance in product(range(nodes), (1, 2)):
+            other = (number + distance) % nodes
+            while draw.random() < 0.75 or (min(number, other), max(number, other)) in edges or other == number:
+                other = draw.randrange(nodes)
+            edges.add((min(number, other), max(number, other)))
+        reads = [sorted(low for low, high in edges if high == number) for number in range(nodes)]
+        depth = [0] * nodes
+        for number in range(nodes):
+            depth[number] = 1 + max((depth[low] for low in reads[number]), default=0)
+        for number in sorted(range(nodes), key=lambda number: (depth[number], number)):
+            sizes[f"{stage}.{number}"] = draw.choice((1024, 1024, 2048))
+            steps.append(Step(tuple(f"{stage}.{low}" for low in reads[number]) or (source,), (f"{stage}.{number}",)))
+        ends = sorted(set(range(nodes)) - {low for low, _ in edges})
+        steps.append(Step(tuple(f"{stage}.{number}" for number in ends), (f"{stage}.y",)))
+        source = f"{stage}.y"
+        sizes[source] = 1024
+    return steps, sizes
+
+
+def measure_cells(stages: int, nodes: int, seed: int) -> Row:
+    """Order one network of cells."""
+    steps, sizes = wired(stages, nodes, seed)
+    after = [steps[-1].writes[0]]
+    seconds, order = _timed(lambda: find_order(steps, sizes, ["x"], after))
+    given = lower_bound(lifetimes(steps, sizes, ["x"], after))
+    found = lower_bound(lifetimes([steps[number] for number in order.numbers], sizes, ["x"], after))
+    assert found == order.peak_bytes
+    return {
+        "cells": f"{stages} x {nodes}/{seed}",
+        "operators": len(steps),
+        "breadth_first_peak": given,
+        "peak": found,
+        "ratio": given / found,
+        "optimal": order.optimal,
+        "cpu_seconds": seconds,
+    }
 
 
 def measure_network(name: str, is_quantised: bool) -> Row:

@@ -36,7 +36,7 @@ def test_files_are_packed_at_the_capacity_in_their_names(tmp_path: Path, capsys:
 @pytest.mark.skipif(native_engine() is None, reason="no C compiler")
 def test_both_engines_are_compared_on_seeded_instances(capsys: pytest.CaptureFixture[str]) -> None:
     found = rows(["--quick", "--engine", "both", "--networks", "none", "--nodes", "120"], capsys)
-    c, python = ([row for row in found if row["engine"] == name] for name in ("c", "python"))
+    c, python = ([row for row in found if row.get("engine") == name] for name in ("c", "python"))
     keys = ("instance", "buffers", "packed", "bound", "nodes", "greedy_bytes")
     assert [[row[key] for key in keys] for row in c] == [[row[key] for key in keys] for row in python]
     assert [row["instance"] for row in c][-1] == "chain 1,000"

@@ -42,8 +42,8 @@ MAX_BYTES = 1 << 61
 MAX_SEARCHED = 1 << 14
 """Buffers of one part that are searched for: a node takes time in proportion to them."""
 
-_SEARCH_WORK = {"c": 600_000_000, "python": 14_000_000}
-"""How often all nodes together may look at a section of a buffer, by default: about 2 seconds."""
+_SEARCH_WORK = {"c": 1_200_000_000, "python": 24_000_000}
+"""How often all nodes together may look at a section of a buffer (a buffer itself counts as eight), by default: a few seconds."""
 _MOST_NODES = 200_000
 _QUICK = 600
 """Buffers above which the work grows with their number only: 0.1 seconds for each thousand."""
@@ -144,8 +144,8 @@ def _checked(
 
 def _default_nodes(part: Part, count: int, engine: Engine) -> int:
     """Return a number of nodes that takes about as long as the greedy tries of large problems, and a few seconds for small ones."""
-    work = _SEARCH_WORK[engine.name] if count <= _QUICK else _SEARCH_WORK[engine.name] // 30 * count // 1000
-    return min(_MOST_NODES, work // int((part.last - part.first).sum() + len(part.size)))
+    work = _SEARCH_WORK[engine.name] if count <= _QUICK else _SEARCH_WORK[engine.name] // 80 * count // 1000
+    return min(_MOST_NODES, work // int((part.last - part.first).sum() + 8 * len(part.size)))
 
 
 class _Minimizer:
@@ -170,10 +170,10 @@ class _Minimizer:
         """Pack greedily, then search until the packing is proven smallest or the nodes are spent.
 
         Each round tries the lowest capacity that may suffice, then the one that is enough, then halves what is left; the next round
-        has four times the nodes. Where a capacity is given, only a fifth of the nodes is for others.
+        has four times the nodes. Where a capacity is given, only a third of the nodes is for others.
         """
         self.offsets, self.height = pack_greedily(self._part, self._enough, effort, self._engine)
-        kept = nodes // 5 if self._has_capacity else 0
+        kept = nodes // 3 if self._has_capacity else 0
         self._nodes_left = nodes - kept
         share = 2 * len(self._part.size)
         while self._is_open(self._refuted):
@@ -184,7 +184,7 @@ class _Minimizer:
                 self._halve(missed, share)
             share *= 4
         self._nodes_left += kept
-        self._halve(self._refuted, len(self._part.size))
+        self._halve(self._refuted, len(self._part.size) * 3 // 2)
 
     def _is_open(self, missed: int) -> bool:
         return self._orders != [] and self._nodes_left > 0 and self.height > max(self._enough, missed + 1)
