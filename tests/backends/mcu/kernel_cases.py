@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import dsopt
 from dsopt.ir import Program
-from tests.backends.tir.integer_modules import Apply, Settings, conv, integers, linear
+from tests.backends.tir.integer_modules import Apply, Settings, Weights, conv, integers, linear
 
 LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
 RELU, NARROW = Settings(3, y_zero=-128, y_range=(-128, 127)), Settings(4, y_zero=-20, y_range=(-20, 90))
+NIBBLES = Weights(4)
 PLAIN, FULL = Settings(5), Settings(6, x_zero=-128, y_zero=-128)
 
 
@@ -84,6 +85,17 @@ CASES: dict[str, Case] = {
     "vector_in_place": (layers(linear(24, 640, FULL), linear(8, 24, NARROW)), (640,)),
     "vectors_two": (layers(linear(6, 20, FULL)), (2, 20)),
     "vectors": (layers(linear(6, 20, NARROW)), (7, 20)),
+    "one_nibbles": (chained(64, conv((8, 64, 1, 1), RELU, NIBBLES)), (64, 3, 5)),
+    "padded_nibbles": (chained(16, conv((16, 16, 3, 3), LOW, NIBBLES, padding=(1,))), (16, 5, 8)),
+    "padded_nibbles_odd": (chained(12, conv((6, 12, 3, 3), HIGH, NIBBLES, padding=(1,))), (12, 4, 5)),
+    "long_nibbles": (chained(32, conv((4, 32, 3, 3), FULL, NIBBLES, padding=(1,))), (32, 4, 4)),
+    "stem_nibbles": (layers(conv((8, 3, 3, 3), NARROW, NIBBLES, stride=(2,), padding=(1,))), (3, 9, 8)),
+    "depth_nibbles": (chained(8, conv((8, 1, 3, 3), RELU, NIBBLES, padding=(1,), groups=8)), (8, 6, 7)),
+    "vector_nibbles": (layers(linear(8, 48, LOW, NIBBLES)), (48,)),
+    "vector_nibbles_tails": (layers(linear(5, 45, HIGH, NIBBLES)), (45,)),
+    "vector_nibbles_short": (layers(linear(4, 10, FULL, NIBBLES)), (10,)),
+    "vector_nibbles_long": (layers(linear(4, 176, FULL, NIBBLES)), (176,)),
+    "vectors_nibbles": (layers(linear(6, 20, NARROW, NIBBLES)), (7, 20)),
     "vectors_few": (layers(linear(10, 7, LOW)), (3, 7)),
 }  # fmt: skip
 

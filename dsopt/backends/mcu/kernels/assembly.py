@@ -41,6 +41,13 @@ DSOPT_UNUSED static inline int32_t dsopt_requantize(int32_t sum, int32_t scale, 
     return dsopt_clamp((((int32_t)(product >> 32) + (1 << (shift - 1))) >> shift) + zero, low, high);
 }
 
+/* 16 times one of the eight values of 4 bits in a word: of those in the upper halves of its bytes, or of the others. */
+DSOPT_UNUSED static inline int32_t dsopt_nibble(int32_t word, uint32_t number, int32_t is_lower)
+{
+    const uint32_t moved = is_lower ? (uint32_t)word << 4 : (uint32_t)word;
+    return (int8_t)(uint8_t)((moved >> (8u * number)) & 0xF0u);
+}
+
 /* One of the four int8 values in a word, as it lies in the memory of a little-endian core. */
 DSOPT_UNUSED static inline int32_t dsopt_byte(int32_t word, uint32_t number)
 {

@@ -58,9 +58,9 @@ def matrix_convolution(context: Context, x: Buffer, found: Convolution) -> Buffe
     weights = np.zeros((N, K), np.int64)
     weights[: g.N, : len(order)] = layer.values.reshape(g.N, -1)[:, order]
     bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel = matrix_kernel(K, N, found.store, found.addition)
+    kernel = matrix_kernel(K, N, found.store, found.addition, layer.bits)
     x = with_channels_last(context, x) if by_rows else x
-    stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale)))
+    stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale, layer.bits)))
     columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
     result = context.result(channels_last=True)
     residual = None if residual is None else with_channels_last(context, residual)

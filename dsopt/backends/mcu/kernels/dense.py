@@ -1,7 +1,8 @@
 """One vector times a matrix on cores with the DSP extension: four channels at a time, so that four words of weights come in one load.
 
 The vector is widened once to int16, each four inputs in the order (0, 2, 1, 3), which is how `sxtb16` takes a word of weights apart.
-The stream of each four channels is their biases, K words of weights (one of each channel in turn), and their scales.
+The stream of each four channels is their biases, K words of weights (one of each channel in turn), and their scales. Weights of 4 bits:
+half as many words, each for eight inputs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
 from dsopt.backends.mcu.kernels.store import Store
-from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
+from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
 
 CHANNELS = 4
@@ -31,51 +32,70 @@ def widen_kernel(quads: int) -> MicroKernel:
     return micro_kernel(f"dsopt_widen_{turn}", "int16_t *wide, const int8_t *x, int32_t quads", _WIDEN_PORTABLE, lines)
 
 
-def dense_kernel(K: int, N: int, store: Store) -> MicroKernel:
-    """Return the function for K inputs and N channels, both multiples of 4."""
-    name = f"dsopt_dense_{K}x{N}_{store.tag}"
+def dense_kernel(K: int, N: int, store: Store, bits: int = 8) -> MicroKernel:
+    """Return the function for K inputs and N channels, both multiples of 4; with weights of 4 bits, K is one of 8."""
+    name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     parameters = "const int16_t *wide, const int32_t *stream, int8_t *y"
-    return micro_kernel(name, parameters, _portable(K, N, store), _assembly(K, N, store))
+    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits))
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
-    """Return the stream of a layer. weights: (N, K), both multiples of 4."""
+    """Return the stream of a layer. weights: (N, K), both multiples of 4, or K of 8 for those of 4 bits."""
     N, K = weights.shape
-    packed = word_of_bytes(weights.reshape(N // 4, 4, K // 4, 4)).transpose(0, 2, 1).reshape(N // 4, K)
+    quads = word_of_bytes(weights.reshape(N // 4, 4, K // 4, 4))
+    if layer.bits == 4:
+        quads, layer = nibbles(quads.reshape(N // 4, 4, K // 8, 2)), layer.sixteenfold()
+    packed = quads.transpose(0, 2, 1).reshape(N // 4, -1)
     bias, scale = (words(values).reshape(N // 4, 4) for values in (layer.bias, layer.scale))
     return np.concatenate([bias, packed, scale], 1)
 
 
-def _portable(K: int, N: int, store: Store) -> str:
+def _portable(K: int, N: int, store: Store, bits: int) -> str:
+    length = K * bits // 8
+    word = "stream[4 + k + i]" if bits == 8 else "stream[4 + k / 8 * 4 + i]"
+    weight = "dsopt_byte(word, {})" if bits == 8 else "dsopt_nibble(word, {}, k / 4 & 1)"
     return f"""    for (int32_t n = 0; n < {N}; n += 4) {{
         for (int32_t i = 0; i < 4; ++i) {{
             int32_t sum = stream[i];
             for (int32_t k = 0; k < {K}; k += 4) {{
-                const int32_t word = stream[4 + k + i];
-                sum += wide[k] * dsopt_byte(word, 0) + wide[k + 1] * dsopt_byte(word, 2);
-                sum += wide[k + 2] * dsopt_byte(word, 1) + wide[k + 3] * dsopt_byte(word, 3);
+                const int32_t word = {word};
+                sum += wide[k] * {weight.format(0)} + wide[k + 1] * {weight.format(2)};
+                sum += wide[k + 2] * {weight.format(1)} + wide[k + 3] * {weight.format(3)};
             }}
-            y[n + i] = (int8_t)dsopt_requantize(sum, stream[{4 + K} + i], {store.zero}, {store.low}, {store.high});
+            y[n + i] = (int8_t)dsopt_requantize(sum, stream[{4 + length} + i], {store.zero}, {store.low}, {store.high});
         }}
-        stream += {8 + K};
+        stream += {8 + length};
     }}"""
 
 
 _SUMS, _LOADED = ("r2", "r3", "r4", "r5"), ("r6", "r7", "r8", "r9")
 
 
-def _assembly(K: int, N: int, store: Store) -> list[str]:
-    """r0: inputs, r1: stream; the stack holds the inputs, their end, y, and its end."""
-    quads = K // 4
-    turn = next(turn for turn in (4, 3, 2, 1) if quads % turn == 0)
-    step = ["ldrd r10, r11, [r0], #8", "ldmia r1!, {r6-r9}"]
+_MASK = "#0xF0F0F0F0"
+_LOADS = (["ldmia r1, {r6-r9}"], ["ldmia r1!, {r6-r9}", *(f"lsl {word}, {word}, #4" for word in _LOADED)])
+"""Of four words with values of 4 bits: those in the upper halves of bytes, then the others."""
+
+
+def _step(bits: int, half: int) -> list[str]:
+    """Return the instructions for four inputs."""
+    lines = ["ldrd r10, r11, [r0], #8", *(["ldmia r1!, {r6-r9}"] if bits == 8 else _LOADS[half])]
     for total, word in zip(_SUMS, _LOADED, strict=True):
-        step += [
+        lines += [] if bits == 8 else [f"and {word}, {word}, {_MASK}"]
+        lines += [
             f"sxtb16 r12, {word}",
             f"smlad {total}, r12, r10, {total}",
             f"sxtb16 {word}, {word}, ror #8",
             f"smlad {total}, {word}, r11, {total}",
         ]
+    return lines
+
+
+def _assembly(K: int, N: int, store: Store, bits: int) -> list[str]:
+    """r0: inputs, r1: stream; the stack holds the inputs, their end, y, and its end."""
+    halves = 8 // bits
+    groups = K // (4 * halves)
+    turn = next(turn for turn in (4 // halves, 3, 2, 1) if groups % turn == 0)
+    step = [line for half in range(halves) for line in _step(bits, half)]
     lines = [
         "push {r4-r11, lr}",
         "sub sp, #16",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,19 +51,20 @@ def by_pixels(
     rows = session.add_buffer(f"{x.name}_rows", (1, K, M), x.dtype, x.name, True)
     inner = Context(session, context.operator, context.label, [((1, N, M), context.dtype)], False)
     image = Image(K, N, (1, M), (1, M), one, one, (0, 0), one)
-    weights = Weights(layer.values.reshape(N, K, 1, 1), layer.bias, layer.scale)
+    weights = replace(layer, values=layer.values.reshape(N, K, 1, 1))
     y = lower(inner, rows, Convolution(image, weights, 1, x_zero, store))
     return session.add_buffer(f"{y.name}_rows", context.shape, y.dtype, y.name)
 
 
 def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) -> Buffer:
     N, K = layer.values.shape
-    wide_N, wide_K = -(-N // CHANNELS) * CHANNELS, -(-K // 4) * 4
+    inputs = 32 // layer.bits  # of a word of weights
+    wide_N, wide_K = -(-N // CHANNELS) * CHANNELS, -(-K // inputs) * inputs
     weights = np.zeros((wide_N, wide_K), np.int64)
     weights[:N, :K] = layer.values
     bias, scale = (np.pad(values, (0, wide_N - N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel, quads = dense_kernel(wide_K, wide_N, store), K // 4
-    stream = context.weight("stream", dense_stream(weights, Weights(weights, bias, scale)))
+    kernel, quads = dense_kernel(wide_K, wide_N, store, layer.bits), K // 4
+    stream = context.weight("stream", dense_stream(weights, Weights(weights, bias, scale, layer.bits)))
     widened = context.temp("wide", (wide_K,), "int16")
     stage = context.temp("stage", (wide_N,), "int8") if wide_N != N else None
     result = context.result()

@@ -2,7 +2,8 @@
 
 Eight sums of four pixels and two channels stay in registers. `columns` holds the inputs of the four pixels, int16 [K / 2][4][2];
 the stream of each pair of channels is two biases, K / 2 words of weights and two scales. `sxtb16` makes of one word the pairs of
-both channels, and each `smlad` is two multiply-adds: 13 instructions for 16 products.
+both channels, and each `smlad` is two multiply-adds: 13 instructions for 16 products. Weights of 4 bits: K / 4 words, each for four
+inputs of two channels; one mask and one shift more make bytes of them that are 16 times the weight.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import clamp_lines, micro_kernel, requantize_lines, unpack_scale
 from dsopt.backends.mcu.kernels.store import Addition, Store
-from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
+from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
 
@@ -22,19 +23,21 @@ _MOST_CHANNELS = 4095 // (PIXELS - 1)
 _SUMS = (("r2", "r3", "r4", "r5"), ("r6", "r7", "r8", "r9"))
 
 
-def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None) -> MicroKernel:
+def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8) -> MicroKernel:
     """Return the function for K inputs, a multiple of 4 (see `padded`), and N channels, an even number that is also their stride."""
     if N > _MOST_CHANNELS:
         raise UnsuitedError(f"it has {N} channels, and the kernel takes up to {_MOST_CHANNELS}")
     assert padded(K) == K
     assert N % 2 == 0
-    name = f"dsopt_matrix_{K}x{N}_{store.tag}"
+    name = f"dsopt_matrix{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     if addition is None:
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y"
     else:
         name += f"_add_{addition.tag}"
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y, const int8_t *residual"
-    return micro_kernel(name, parameters, _portable(K, N, store, addition), _assembly(K, N, store, addition))
+    return micro_kernel(
+        name, parameters, _portable(K, N, store, addition, bits), _assembly(K, N, store, addition, bits)
+    )
 
 
 def padded(K: int) -> int:
@@ -54,12 +57,17 @@ def matrix_stream(weights: Array, layer: Weights) -> Array:
     N, K = weights.shape
     pairs = weights.reshape(N // 2, 2, K // 2, 2).transpose(0, 2, 3, 1)  # (N / 2, K / 2, k, n): the bytes of a word
     packed = word_of_bytes(pairs.reshape(N // 2, K // 2, 4))
+    if layer.bits == 4:
+        packed, layer = nibbles(packed.reshape(N // 2, K // 4, 2)), layer.sixteenfold()
     bias, scale = (words(values).reshape(N // 2, 2) for values in (layer.bias, layer.scale))
     return np.concatenate([bias, packed, scale], 1)
 
 
-def _portable(K: int, N: int, store: Store, addition: Addition | None) -> str:
-    value = f"dsopt_requantize(sums[i], stream[{2 + K // 2} + (i & 1)], {store.zero}, {store.low}, {store.high})"
+def _portable(K: int, N: int, store: Store, addition: Addition | None, bits: int) -> str:
+    length = K * bits // 16
+    word = "stream[2 + k]" if bits == 8 else "stream[2 + k / 2]"
+    weight = "dsopt_byte(word, {})" if bits == 8 else "dsopt_nibble(word, {}, k & 1)"
+    value = f"dsopt_requantize(sums[i], stream[{2 + length} + (i & 1)], {store.zero}, {store.low}, {store.high})"
     finish = f"            y[(i >> 1) * {N} + n + (i & 1)] = (int8_t){value};"
     if addition is not None:
         finish = f"""            const int32_t at = (i >> 1) * {N} + n + (i & 1);
@@ -70,17 +78,17 @@ def _portable(K: int, N: int, store: Store, addition: Addition | None) -> str:
             sums[i] = stream[i & 1];
         }}
         for (int32_t k = 0; k < {K // 2}; ++k) {{
-            const int32_t word = stream[2 + k];
+            const int32_t word = {word};
             for (int32_t p = 0; p < 4; ++p) {{
                 const int32_t first = columns[k * 8 + p * 2], second = columns[k * 8 + p * 2 + 1];
-                sums[p * 2] += first * dsopt_byte(word, 0) + second * dsopt_byte(word, 2);
-                sums[p * 2 + 1] += first * dsopt_byte(word, 1) + second * dsopt_byte(word, 3);
+                sums[p * 2] += first * {weight.format(0)} + second * {weight.format(2)};
+                sums[p * 2 + 1] += first * {weight.format(1)} + second * {weight.format(3)};
             }}
         }}
         for (int32_t i = 0; i < 8; ++i) {{
 {finish}
         }}
-        stream += {4 + K // 2};
+        stream += {4 + length};
     }}"""
 
 
@@ -102,7 +110,19 @@ _STEP = [
 """Two inputs of four pixels and two channels. r0: columns, r1: stream, r2 to r9: sums."""
 
 
-def _assembly(K: int, N: int, store: Store, addition: Addition | None) -> list[str]:
+_MASK = "#0xF0F0F0F0"
+_NIBBLES = (["ldr lr, [r1]", f"and lr, lr, {_MASK}"], ["ldr lr, [r1], #4", "lsl lr, lr, #4", f"and lr, lr, {_MASK}"])
+"""In place of the first instruction of a step: the upper halves of a word, then the lower ones."""
+
+
+def _steps(turn: int, bits: int) -> list[str]:
+    """Return the instructions of several steps, an even number of them."""
+    if bits == 8:
+        return _STEP * turn
+    return [line for number in range(turn) for line in (*_NIBBLES[number % 2], *_STEP[1:])]
+
+
+def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int) -> list[str]:
     """The stack holds: columns, their end, y, the end of y, residual less y, and the stream while r1 is needed."""
     turn = _unrolled(K // 2)
     frame = 24 if addition else 16
@@ -120,7 +140,7 @@ def _assembly(K: int, N: int, store: Store, addition: Addition | None) -> list[s
         "ldrd r2, r6, [r1], #8",
         *(f"mov {sums[p]}, {sums[0]}" for sums in _SUMS for p in (1, 2, 3)),
         "1:",
-        *_STEP * turn,
+        *_steps(turn, bits),
         *(["ldr r10, [sp, #4]", "cmp r0, r10", "bne 1b"] if turn * 2 < K else []),
         "ldr lr, [sp, #8]",
     ]

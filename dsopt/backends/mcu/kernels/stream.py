@@ -5,7 +5,7 @@ A scale is one word: the multiplier, whose last five bits are zero (`dsopt.ops.r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
+from dsopt.ops.integer.common import unpack_nibbles
 from dsopt.ops.rounding import MULTIPLIER_BITS, SPARE_BITS
 
 Array = npt.NDArray[Any]
@@ -23,11 +24,26 @@ _LEAST_SHIFT, _MOST_SHIFT = 33, 32 + 22
 
 @dataclass(frozen=True)
 class Weights:
-    """A layer with int8 weights. values: (N, ...) int64; bias: (N,) with the zero point of the input folded in; scale: (N,) packed."""
+    """A layer with integer weights. values: (N, ...) int64; bias: (N,) with the zero point of the input folded in; scale: (N,) packed.
+
+    bits: of a weight in flash, 8 or 4.
+    """
 
     values: Array
     bias: Array
     scale: Array
+    bits: int = 8
+
+    def sixteenfold(self) -> Weights:
+        """Return the layer for sums that are 16 times as large, because nibbles are taken where they are: in the upper half of a byte.
+
+        Raises UnsuitedError if those need more than 32 bits, or their shift is too large.
+        """
+        if int(_largest_sums(self.values, self.bias).max()) >= 1 << 27:
+            raise UnsuitedError("16 times its sums need more than 32 bits")
+        if int((self.scale & 31).max()) + 4 > _MOST_SHIFT - 32:
+            raise UnsuitedError("its requantisation shifts by too many bits for weights of 4 bits")
+        return replace(self, bias=self.bias * 16, scale=self.scale + 4)
 
 
 def read_weights(
@@ -37,18 +53,23 @@ def read_weights(
     """Return the numbers of a convolution or linear layer. Raises UnsuitedError for what no micro-kernel takes."""
     if wide:
         raise UnsuitedError("its sums need int64")
-    if bits != 8 or factors is not None:
-        raise UnsuitedError("its weights have 4 bits")
+    if factors is not None:
+        raise UnsuitedError("its weights have a factor for each group of inputs")
     stored, multipliers, shifts = map(context.constant, (weight, multiplier, shift))
     biases = context.constant(bias) if bias is not None else np.zeros(shape[0], np.int32)
     if stored is None or multipliers is None or shifts is None or biases is None:
         raise UnsuitedError("its weights are not known when compiling")
-    values = stored.astype(np.int64).reshape(shape)
+    values = (unpack_nibbles(stored, shape) if bits == 4 else stored).astype(np.int64).reshape(shape)
     folded = biases.astype(np.int64) - x_zero * values.reshape(shape[0], -1).sum(1)
-    most = np.abs(folded) + 128 * np.abs(values.reshape(shape[0], -1)).sum(1)
-    if int(most.max()) >= 1 << 31:
+    if int(_largest_sums(values, folded).max()) >= 1 << 31:
         raise UnsuitedError("its sums need more than 32 bits once the zero point is folded into the bias")
-    return Weights(values, folded, packed_scale(multipliers, shifts))
+    return Weights(values, folded, packed_scale(multipliers, shifts), bits)
+
+
+def _largest_sums(values: Array, bias: Array) -> Array:
+    """Return the largest magnitude that each sum can have."""
+    most: Array = np.abs(bias) + 128 * np.abs(values.reshape(len(values), -1)).sum(1)
+    return most
 
 
 def packed_scale(multipliers: Array, shifts: Array) -> Array:
@@ -67,6 +88,12 @@ def packed_scale(multipliers: Array, shifts: Array) -> Array:
 def words(values: Array) -> Array:
     """Return int64 values as the int32 with the same 32 bits."""
     return values.astype(np.int64).astype(np.uint64).astype(np.uint32).view(np.int32)
+
+
+def nibbles(packed: Array) -> Array:
+    """Pack pairs of words, the last dim, whose bytes hold values of 4 bits: the first word in the upper halves of the bytes."""
+    first, second = ((packed[..., number].astype(np.int64) & 0x0F0F0F0F) for number in (0, 1))
+    return words(first << 4 | second)
 
 
 def word_of_bytes(quads: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def _matrix(context: Context, x: Buffer, found: Convolution) -> Buffer:
     layer = _filled(found.layer, N)
     lines, length = _lines(g)
     groups = _groups(length)
-    kernels = [conv_kernel(runs, most, N, found.store, found.addition) for most, *_ in groups]
+    kernels = [conv_kernel(runs, most, N, found.store, found.addition, layer.bits) for most, *_ in groups]
     copied = _has_columns(g)
     if not (copied and g.C <= _MOST_PLANES):
         x = with_channels_last(context, x)
@@ -178,7 +179,8 @@ def _filled(layer: Weights, N: int) -> Weights:
     """Return the layer with channels of zeros up to N."""
     more = N - len(layer.values)
     values = np.pad(layer.values, ((0, more), *((0, 0),) * (layer.values.ndim - 1)))
-    return Weights(values, np.pad(layer.bias, (0, more), mode="edge"), np.pad(layer.scale, (0, more), mode="edge"))
+    bias, scale = (np.pad(each, (0, more), mode="edge") for each in (layer.bias, layer.scale))
+    return replace(layer, values=values, bias=bias, scale=scale)
 
 
 def _lead(g: Image, runs: Runs) -> int:
@@ -204,7 +206,7 @@ def _dense(context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
     real_N, K = layer.values.shape
     M, N = x.elements // K, -(-real_N // LANES) * LANES
     layer = _filled(layer, N)
-    kernel = dense_kernel(K, N, store)
+    kernel = dense_kernel(K, N, store, layer.bits)
     stream = context.weight("stream", dense_stream(layer.values, layer))
     stage = context.temp("stage", (N,), "int8") if real_N != N else None
     result = context.result()
@@ -229,7 +231,7 @@ def _dense(context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
 
 
 def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
-    g, layer = found.image, Weights(found.layer.values[:, 0], found.layer.bias, found.layer.scale)
+    g, layer = found.image, replace(found.layer, values=found.layer.values[:, 0])
     lines = lines_of(g.C, g.size, g.out, g.kernel, g.stride, g.padding)
     if not lines.is_fast or g.dilation != (1, 1):
         raise UnsuitedError(f"its windows have {g.kernel[0]} x {g.kernel[1]} values")

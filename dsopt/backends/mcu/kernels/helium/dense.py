@@ -8,39 +8,42 @@ from __future__ import annotations
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
-from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, quads
+from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, load_weights, quads, vector_words
 from dsopt.backends.mcu.kernels.store import Store
-from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes
+from dsopt.backends.mcu.kernels.stream import Array, Weights
 from dsopt.backends.tir.program import MicroKernel
 
 _SUMS = ("r0", "r2", "r4", "r6")
 _WIDEST_TURN = 4
 
 
-def dense_kernel(K: int, N: int, store: Store) -> MicroKernel:
+def dense_kernel(K: int, N: int, store: Store, bits: int = 8) -> MicroKernel:
     """Return the function for one vector of K inputs, and N channels, a multiple of 4."""
     assert N % LANES == 0
-    name = f"dsopt_vector_{K}x{N}_{store.tag}"
+    name = f"dsopt_vector{'' if bits == 8 else '_nibbles'}_{K}x{N}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y"
-    return micro_kernel(name, parameters, _portable(K, N, store), _assembly(K, N, store), MVE)
+    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits), MVE)
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
     """Return the stream of a layer. weights: (N, K), N a multiple of 4."""
     filled = np.pad(weights, ((0, 0), (0, -weights.shape[1] % BYTES)))
     by_vector = filled.reshape(len(weights) // LANES, LANES, -1, BYTES).transpose(0, 2, 1, 3)
-    packed = word_of_bytes(by_vector.reshape(len(by_vector), -1, 4))
-    return np.concatenate([packed, quads(layer)], 1)
+    return np.concatenate([vector_words(by_vector, layer.bits), quads(layer)], 1)
 
 
-def _portable(K: int, N: int, store: Store) -> str:
-    words = -(-K // BYTES) * BYTES
+def _portable(K: int, N: int, store: Store, bits: int) -> str:
+    vectors = -(-K // BYTES)
+    words = (vectors if bits == 8 else -(-vectors // 2)) * BYTES
+    word, value = "stream[k / 16 * 16 + c * 4 + k % 16 / 4]", "dsopt_byte({}, (uint32_t)(k % 4))"
+    if bits == 4:
+        word, value = "stream[k / 32 * 16 + c * 4 + k % 16 / 4]", "dsopt_nibble({}, (uint32_t)(k % 4), k / 16 % 2) / 16"
     return f"""    for (int32_t n = 0; n < {N}; n += 4) {{
         const int32_t *const quad = stream + {words};
         for (int32_t c = 0; c < 4; ++c) {{
             int32_t sum = quad[c];
             for (int32_t k = 0; k < {K}; ++k) {{
-                sum += x[k] * dsopt_byte(stream[k / 16 * 16 + c * 4 + k % 16 / 4], (uint32_t)(k % 4));
+                sum += x[k] * {value.format(word)};
             }}
             const int32_t scale = quad[4 + c] - dsopt_byte(quad[8], (uint32_t)c);
             y[n + c] = (int8_t)dsopt_requantize(sum, scale, {store.zero}, {store.low}, {store.high});
@@ -49,11 +52,16 @@ def _portable(K: int, N: int, store: Store) -> str:
     }}"""
 
 
-def _assembly(K: int, N: int, store: Store) -> list[str]:
+def _assembly(K: int, N: int, store: Store, bits: int) -> list[str]:
     """r1: inputs, r3: stream, r5: results, r7: the first input, r9: the end of the results."""
     whole, tail = divmod(K, BYTES)
-    turn = next(turn for turn in range(_WIDEST_TURN, 0, -1) if whole % turn == 0) if whole else 1
-    body = _step("") * turn
+    looped = whole if bits == 8 else whole // 2 * 2
+    turn = (
+        next(turn for turn in range(_WIDEST_TURN, 0, -1) if looped % turn == 0 and turn * bits % 8 == 0)
+        if looped
+        else 1
+    )
+    body = [line for number in range(turn) for line in _step("", bits, number)]
     lines = [
         "push {r4-r9, lr}",
         "vpush {d8-d11}",
@@ -66,8 +74,9 @@ def _assembly(K: int, N: int, store: Store) -> list[str]:
         "2:",
         "mov r1, r7",
         *(f"mov {total}, #0" for total in _SUMS),
-        *([f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []),
-        *(["vpst", *_step("t")] if tail else []),
+        *([f"movw lr, #{looped // turn}", "1:", *body, "le lr, 1b"] if looped > turn else body if looped else []),
+        *(_step("", bits, looped, is_last=not tail) if whole > looped else []),
+        *(["vpst", *_step("t", bits, whole, is_last=True)] if tail else []),
         "vmov q5[2], q5[0], r0, r4",
         "vmov q5[3], q5[1], r2, r6",
         *load_quad("r3"),
@@ -80,8 +89,10 @@ def _assembly(K: int, N: int, store: Store) -> list[str]:
     return lines
 
 
-def _step(suffix: str) -> list[str]:
+def _step(suffix: str, bits: int, number: int, is_last: bool = False) -> list[str]:
+    """Return the instructions for 16 inputs, `number` of all, the last or not."""
     lines = [f"vldrb{suffix}.u8 q0, [r1], #16"]
-    for total, q in zip(_SUMS, ("q1", "q2", "q1", "q2"), strict=True):
-        lines += [f"vldrw.u32 {q}, [r3], #16", f"vmladava.s8 {total}, q0, {q}"]
+    for place, (total, q) in enumerate(zip(_SUMS, ("q1", "q2", "q1", "q2"), strict=True)):
+        lines += load_weights(q, "r3", place, bits, bool(number % 2), is_last)
+        lines += [f"vmladava.s8 {total}, q0, {q}"]
     return lines

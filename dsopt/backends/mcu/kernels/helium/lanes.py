@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dsopt.backends.mcu.kernels.store import Addition, Store
-from dsopt.backends.mcu.kernels.stream import Array, Weights, words
+from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
 from dsopt.ops.rounding import SPARE_BITS
 
 LANES, BYTES = 4, 16
@@ -28,6 +28,34 @@ def quads(layer: Weights) -> Array:
 def load_quad(pointer: str) -> list[str]:
     """Return the instructions that read a record of `quads` into q0 (biases), q1 (multipliers) and q2 (counts)."""
     return [f"vldrw.u32 q0, [{pointer}], #16", f"vldrw.u32 q1, [{pointer}], #16", f"vldrb.s32 q2, [{pointer}], #4"]
+
+
+def load_weights(register: str, pointer: str, place: int, bits: int, is_lower: bool, is_last: bool) -> list[str]:
+    """Return the instructions that load 16 weights, `place` of the vectors that are read one behind the other at a pointer.
+
+    Those of 4 bits lie in pairs of vectors, in the upper and the lower halves of the same bytes: the pointer moves on with the second,
+    or with the first if it `is_last`, since there is no second.
+    """
+    if bits == 8:
+        return [f"vldrw.u32 {register}, [{pointer}], #16"]
+    if is_lower:
+        return [
+            f"vldrw.u32 {register}, [{pointer}], #16",
+            f"vshl.i8 {register}, {register}, #4",
+            f"vshr.s8 {register}, {register}, #4",
+        ]
+    address = f"[{pointer}], #16" if is_last else f"[{pointer}, #{16 * place}]"
+    return [f"vldrw.u32 {register}, {address}", f"vshr.s8 {register}, {register}, #4"]
+
+
+def vector_words(vectors: Array, bits: int) -> Array:
+    """Return vectors of 16 weights, (..., count, several, 16), as words: of 4 bits, each two in a row share one, the last perhaps none."""
+    *outer, count, several, _ = vectors.shape
+    packed = word_of_bytes(vectors.reshape(*outer, count, several, 4, 4))
+    if bits == 4:
+        even = np.concatenate([packed, np.zeros((*outer, count % 2, several, 4), packed.dtype)], -3)
+        packed = nibbles(np.moveaxis(even.reshape(*outer, -1, 2, several, 4), -3, -1))
+    return packed.reshape(*outer, -1)
 
 
 def splat(register: str, number: int) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
-from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, quads
+from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, load_weights, quads, vector_words
 from dsopt.backends.mcu.kernels.store import Addition, Store
-from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes
+from dsopt.backends.mcu.kernels.stream import Array, Weights
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
 
@@ -67,18 +67,24 @@ class Runs:
         return 0 if self.is_open else self.length % BYTES
 
 
-def conv_kernel(runs: Runs, most: int, N: int, store: Store, addition: Addition | None = None) -> MicroKernel:
+def conv_kernel(
+    runs: Runs, most: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8
+) -> MicroKernel:
     """Return the function for up to `most` pixels, 2 or 3. N: channels, a multiple of 4, and the distance of results."""
     if max(N, runs.step, abs(runs.pitch - runs.steps * BYTES)) > _MOST_DISTANCE:
         raise UnsuitedError(f"its rows or pixels are more than {_MOST_DISTANCE} bytes apart")
+    if bits == 4 and runs.vectors > _UNROLLED_STEPS and (runs.rows > 1 or runs.tail or runs.steps % 2):
+        raise UnsuitedError("its weights of 4 bits are not read in pairs of vectors")
     assert N % LANES == 0
-    name = f"dsopt_conv{most}_{runs.rows}x{runs.length}_{runs.pitch}_{runs.step}_{N}_{store.tag}{'' if runs.is_open else '_exact'}"
+    kind = f"dsopt_conv{most}{'' if bits == 8 else '_nibbles'}"
+    place = f"{runs.rows}x{runs.length}_{runs.pitch}_{runs.step}{'' if runs.is_open else '_exact'}"
+    name = f"{kind}_{place}_{N}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y, int32_t pixels"
     if addition is not None:
         name += f"_add_{addition.tag}"
         parameters += ", const int8_t *residual"
-    body = _portable(runs, N, store, addition)
-    return micro_kernel(name, parameters, body, _assembly(runs, most, N, store, addition), MVE)
+    body = _portable(runs, N, store, addition, bits)
+    return micro_kernel(name, parameters, body, _assembly(runs, most, N, store, addition, bits), MVE)
 
 
 def conv_stream(weights: Array, layer: Weights, runs: Runs) -> Array:
@@ -86,15 +92,18 @@ def conv_stream(weights: Array, layer: Weights, runs: Runs) -> Array:
     filled = np.pad(weights, ((0, 0), (0, 0), (0, runs.steps * BYTES - runs.length)))
     by_vector = filled.reshape(-1, LANES, runs.vectors, BYTES)[:, [0, 2, 1, 3]]
     passes = by_vector.reshape(-1, 2, 2, runs.vectors, BYTES).transpose(0, 1, 3, 2, 4)
-    packed = word_of_bytes(passes.reshape(len(passes), -1, 4))
-    return np.concatenate([packed, quads(layer)], 1)
+    packed = vector_words(passes, layer.bits)
+    return np.concatenate([packed.reshape(len(passes), -1), quads(layer)], 1)
 
 
 # ---- portable ----
 
 
-def _portable(runs: Runs, N: int, store: Store, addition: Addition | None) -> str:
-    words_of_pass = runs.vectors * BYTES * 2 // 4
+def _portable(runs: Runs, N: int, store: Store, addition: Addition | None, bits: int) -> str:
+    words_of_pass = (runs.vectors if bits == 8 else -(-runs.vectors // 2)) * BYTES * 2 // 4
+    place, value = f"row * {runs.steps} + i / 16", "dsopt_byte(word, (uint32_t)(i % 4))"
+    if bits == 4:
+        place, value = f"({place}) / 2", f"dsopt_nibble(word, (uint32_t)(i % 4), ({place}) % 2) / 16"
     return f"""    for (int32_t n = 0; n < {N}; n += 4) {{
         const int32_t *const quad = stream + {2 * words_of_pass};
         for (int32_t c = 0; c < 4; ++c) {{
@@ -103,8 +112,8 @@ def _portable(runs: Runs, N: int, store: Store, addition: Addition | None) -> st
                 int32_t sum = quad[c];
                 for (int32_t row = 0; row < {runs.rows}; ++row) {{
                     for (int32_t i = 0; i < {runs.length}; ++i) {{
-                        const int32_t word = weights[(row * {runs.steps} + i / 16) * 8 + i % 16 / 4];
-                        sum += x[p * {runs.step} + row * {runs.pitch} + i] * dsopt_byte(word, (uint32_t)(i % 4));
+                        const int32_t word = weights[({place}) * 8 + i % 16 / 4];
+                        sum += x[p * {runs.step} + row * {runs.pitch} + i] * {value};
                     }}
                 }}
                 const int32_t scale = quad[4 + c] - dsopt_byte(quad[8], (uint32_t)c);
@@ -126,7 +135,7 @@ def _portable_store(store: Store, addition: Addition | None) -> str:
 # ---- assembly ----
 
 
-def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | None) -> list[str]:
+def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | None, bits: int) -> list[str]:
     """r9, r11, r12: inputs, r7: stream, r1, r3, r5: results, r0 to r10 (even): sums.
 
     The stack holds the three inputs, quads left, and the distance to the residual.
@@ -165,7 +174,7 @@ def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | 
         lines += ["str lr, [sp, #12]"]
     results = ("q5", "q6", "q7")[:most]
     for number in (0, 1):
-        lines += _pass(runs, most, is_unrolled)
+        lines += _pass(runs, most, bits, is_unrolled)
         for q, first, second in zip(results, _SUMS[0], _SUMS[1], strict=False):
             lines += [f"vmov {q}[{2 + number}], {q}[{number}], {first}, {second}"]
     free = ("r8", "r2", "r4", "r6", "r0")
@@ -186,13 +195,13 @@ def _middle(runs: Runs) -> int:
     return max(0, last - _MOST_OFFSET)
 
 
-def _pass(runs: Runs, most: int, is_unrolled: bool) -> list[str]:
+def _pass(runs: Runs, most: int, bits: int, is_unrolled: bool) -> list[str]:
     """Return the instructions for two channels."""
     lines: list[str] = []
     if _offsets(runs):
         for number in range(runs.vectors):
             row, step = divmod(number, runs.steps)
-            lines += _step(runs, most, step, number == 0, row * runs.pitch + step * BYTES - _middle(runs))
+            lines += _step(runs, most, bits, number, row * runs.pitch + step * BYTES - _middle(runs))
         return lines
     forward = runs.pitch - runs.steps * BYTES
     if not is_unrolled:
@@ -200,28 +209,32 @@ def _pass(runs: Runs, most: int, is_unrolled: bool) -> list[str]:
     for row in range(runs.rows):
         if is_unrolled:
             for step in range(runs.steps):
-                lines += _step(runs, most, step, row + step == 0, None)
+                lines += _step(runs, most, bits, row * runs.steps + step, None)
         else:
-            lines += _loop(runs, most)
+            lines += _loop(runs, most, bits)
         if row + 1 < runs.rows and forward:
             operation = "add" if forward > 0 else "sub"
             lines += [f"{operation}w {register}, {register}, #{abs(forward)}" for register in _INPUTS[:most]]
     return [*lines, "ldrd r9, r11, [sp]", *(["ldr r12, [sp, #8]"] if most > 2 else [])]
 
 
-def _loop(runs: Runs, most: int) -> list[str]:
+def _loop(runs: Runs, most: int, bits: int) -> list[str]:
     """Return the instructions for one run."""
     whole = runs.steps - 1 if runs.tail else runs.steps
     widest = _WIDEST_TURN if runs.rows == 1 else 2
-    turn = next(turn for turn in range(widest, 0, -1) if whole % turn == 0) if whole else 1
-    body = [line for _ in range(turn) for line in _step(runs, most, 0, False, None)]
+    turn = next(turn for turn in range(widest, 0, -1) if whole % turn == 0 and turn * bits % 8 == 0) if whole else 1
+    body = [line for number in range(turn) for line in _step(runs, most, bits, number, None, False)]
     lines = [f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []
-    return lines + (_step(runs, most, runs.steps - 1, False, None) if runs.tail else [])
+    return lines + (_step(runs, most, bits, runs.steps - 1, None, False) if runs.tail else [])
 
 
-def _step(runs: Runs, most: int, step: int, is_first: bool, offset: int | None) -> list[str]:
-    """Return the instructions for 16 bytes. offset: of the inputs, which then stay where they are."""
-    is_tail = bool(runs.tail) and step == runs.steps - 1
+def _step(runs: Runs, most: int, bits: int, number: int, offset: int | None, starts: bool = True) -> list[str]:
+    """Return the instructions for 16 bytes, `number` of all. offset: of the inputs, which then stay where they are.
+
+    starts: whether number 0 sets the sums, which are else added to.
+    """
+    is_tail = bool(runs.tail) and number % runs.steps == runs.steps - 1
+    is_first = starts and number == 0
     suffix = "t" if is_tail else ""
     vectors = ("q0", "q1", "q2")[:most]
     lines = ["vps" + "t" * most] if is_tail else []
@@ -229,7 +242,7 @@ def _step(runs: Runs, most: int, step: int, is_first: bool, offset: int | None) 
         place = f"[{register}], #16" if offset is None else f"[{register}, #{offset}]"
         lines += [f"vldrb{suffix}.u8 {q}, {place}"]
     operation = "vmladav.s8" if is_first else "vmladava.s8"
-    for weight, sums in zip(("q3", "q4"), _SUMS, strict=True):
-        lines += [f"vldrw.u32 {weight}, [r7], #16"]
+    for slot, (weight, sums) in enumerate(zip(("q3", "q4"), _SUMS, strict=True)):
+        lines += load_weights(weight, "r7", slot, bits, bool(number % 2), number == runs.vectors - 1)
         lines += [f"{operation} {total}, {q}, {weight}" for total, q in zip(sums, vectors, strict=False)]
     return lines
