@@ -1,1 +1,1 @@
-"""What an artifact says of its quantisation, read with care and drawn as one page that stands alone."""
+"""What an artifact says of itself, its cost on a chip and its quantisation, read with care and drawn as one page that stands alone."""

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsopt.errors import ArtifactError
-
-_MOST_ENTRIES = 100_000
-_MOST_BINS = 4096
-_LARGEST = 1e300
-_WORD = 1000
-"""Characters of a name that are kept."""
-
-Range = tuple[float, float]
+from dsopt.report.fields import Range, count, counts, flag, maybe_real, real, records, refuse, span, text, whole
 
 
 @dataclass(frozen=True)
@@ -78,11 +70,11 @@ def read_values(manifest: Mapping[str, Any]) -> tuple[RoundedValue, ...]:
     """Return the rounded values of a manifest, none if it is of a float program. Raises ArtifactError for what is malformed."""
     return tuple(
         RoundedValue(
-            _text(entry, "node"), _text(entry, "layer"), _text(entry, "op"), _text(entry, "kind"), _count(entry, "bits"),
-            _range(entry, "scale"), _whole(entry, "zero_point"), _range(entry, "grid"), _range(entry, "observed"),
-            _maybe(entry, "saturated"), _maybe(entry, "snr"), _counts(entry),
+            text(entry, "node"), text(entry, "layer"), text(entry, "op"), text(entry, "kind"), count(entry, "bits"),
+            span(entry, "scale"), whole(entry, "zero_point"), span(entry, "grid"), span(entry, "observed"),
+            maybe_real(entry, "saturated"), maybe_real(entry, "snr"), counts(entry, "histogram"),
         )
-        for entry in _records(manifest, "quantization")
+        for entry in records(manifest, "quantization")
     )  # fmt: skip
 
 
@@ -92,95 +84,19 @@ def read_accuracy(manifest: Mapping[str, Any]) -> Accuracy | None:
     if entry is None:
         return None
     if not isinstance(entry, Mapping):
-        raise _refuse("accuracy", "it is no record")
+        raise refuse("accuracy", "it is no record")
     kept = entry.get("kept", {})
     if not isinstance(kept, Mapping):
-        raise _refuse("kept", "it is no record")
+        raise refuse("kept", "it is no record")
     layers = tuple(
         Sensitivity(
-            _text(each, "node"), _text(each, "layer"), _text(each, "op"), _real(each, "snr"),
-            str(kept.get(str(each.get("node")), ""))[:_WORD],
+            text(each, "node"), text(each, "layer"), text(each, "op"), real(each, "snr"),
+            str(kept.get(str(each.get("node")), ""))[:1000],
         )
-        for each in _records(entry, "layers")
+        for each in records(entry, "layers")
     )  # fmt: skip
     return Accuracy(
-        _text(entry, "metric"), _real(entry, "float"), _real(entry, "quantised"), _maybe(entry, "drop"), _text(entry, "drop_unit"),
-        _maybe(entry, "max_drop"), _flag(entry, "passes"), _count(entry, "samples"), _count(entry, "calibration_samples"),
-        _flag(entry, "held_out"), _text(entry, "place"), layers,
+        text(entry, "metric"), real(entry, "float"), real(entry, "quantised"), maybe_real(entry, "drop"), text(entry, "drop_unit"),
+        maybe_real(entry, "max_drop"), flag(entry, "passes"), count(entry, "samples"), count(entry, "calibration_samples"),
+        flag(entry, "held_out"), text(entry, "place"), layers,
     )  # fmt: skip
-
-
-def _refuse(key: str, why: str) -> ArtifactError:
-    return ArtifactError(
-        "DS0804", f"the manifest contradicts itself: {key!r} of its quantisation is not what dsopt writes: {why}",
-        fix="copy the artifact again, or compile the model again",
-    )  # fmt: skip
-
-
-def _records(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    found = holder.get(key, [])
-    if not isinstance(found, (list, tuple)) or len(found) > _MOST_ENTRIES:
-        raise _refuse(key, "it is no list, or too long a one")
-    if not all(isinstance(entry, Mapping) for entry in found):
-        raise _refuse(key, "it holds something that is no record")
-    return list(found)
-
-
-def _text(entry: Mapping[str, Any], key: str) -> str:
-    found = entry.get(key, "")
-    if not isinstance(found, str):
-        raise _refuse(key, "it is no text")
-    return found[:_WORD]
-
-
-def _flag(entry: Mapping[str, Any], key: str) -> bool:
-    found = entry.get(key)
-    if not isinstance(found, bool):
-        raise _refuse(key, "it is neither true nor false")
-    return found
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _real(entry: Mapping[str, Any], key: str) -> float:
-    if not _is_real(entry.get(key)):
-        raise _refuse(key, "it is no number")
-    return float(entry[key])
-
-
-def _maybe(entry: Mapping[str, Any], key: str) -> float | None:
-    return None if entry.get(key) is None else _real(entry, key)
-
-
-def _whole(entry: Mapping[str, Any], key: str) -> int:
-    found = entry.get(key)
-    if type(found) is not int or abs(found) >= 1 << 48:
-        raise _refuse(key, "it is no whole number")
-    return found
-
-
-def _count(entry: Mapping[str, Any], key: str) -> int:
-    found = _whole(entry, key)
-    if found < 0:
-        raise _refuse(key, "it is negative")
-    return found
-
-
-def _range(entry: Mapping[str, Any], key: str) -> Range:
-    found = entry.get(key)
-    if not isinstance(found, (list, tuple)) or len(found) != 2 or not all(_is_real(each) for each in found):
-        raise _refuse(key, "it is no pair of numbers")
-    if found[0] > found[1]:
-        raise _refuse(key, "it ends before it begins")
-    return float(found[0]), float(found[1])
-
-
-def _counts(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    found = entry.get("histogram", [])
-    if not isinstance(found, (list, tuple)) or len(found) > _MOST_BINS:
-        raise _refuse("histogram", "it is no list, or too long a one")
-    if not all(type(each) is int and 0 <= each < 1 << 48 for each in found):
-        raise _refuse("histogram", "it holds something that is no count")
-    return tuple(found)

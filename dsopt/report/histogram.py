@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from dsopt.report.entries import Range, RoundedValue
+from dsopt.report.entries import RoundedValue
+from dsopt.report.fields import Range
 from dsopt.report.markup import html, plain
 
 _WIDTH, _HEIGHT, _BASE = 360, 140, 104

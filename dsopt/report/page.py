@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsopt.report.chip import read_chip
+from dsopt.report.chip_sections import chip_sections
 from dsopt.report.entries import Accuracy, RoundedValue, read_accuracy, read_values
 from dsopt.report.histogram import histogram
 from dsopt.report.markup import Cell, Markup, clean, html, paragraph, percent, plain, section, table
@@ -18,16 +20,20 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def page(name: str, manifest: Mapping[str, Any]) -> str:
     """Return the page as HTML. manifest: as read from an artifact, whose texts may be anybody's.
 
-    Raises ArtifactError if what it says of quantisation is malformed.
+    Raises ArtifactError if what it says of quantisation, or of layers and memory on a chip, is malformed.
     """
-    values, accuracy = read_values(manifest), read_accuracy(manifest)
+    values, accuracy, chip = read_values(manifest), read_accuracy(manifest), read_chip(manifest)
     title = f"{clean(name)} for {clean(str(manifest['target']))}"
     body = "".join(
         [
             f"<h1>{html(title)}</h1>\n",
-            paragraph("A report of dsopt on one artifact: what it holds, and what quantisation did to it.", "faint"),
+            paragraph(
+                "A report of dsopt on one artifact: what it holds, what it costs, and what quantisation did to it.",
+                "faint",
+            ),
             _verdict(accuracy),
             section("Overview", _overview(manifest)),
+            chip_sections(chip),
             section("Sensitivity", _sensitivity(accuracy)),
             section("Rounded values and weights", _values_text(values), _values(values)),
             section("Histograms", _key(values), _figures(values)),

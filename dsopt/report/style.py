@@ -27,6 +27,10 @@ svg text { fill: var(--faint); font-size: 12px; }
 .bar, .key-bar { fill: var(--bar); background: var(--bar); }
 .beyond, .key-beyond { fill: var(--beyond); background: var(--beyond); }
 .axis { stroke: var(--line); } .grid { stroke: var(--faint); stroke-width: 1.5; fill: none; }
+.chart { margin: 0 0 1rem; } .chart svg { min-width: 40rem; }
+.arena { fill: none; stroke: var(--line); } .buffer { stroke: var(--page); stroke-width: .5; fill-opacity: .8; }
+.tone0 { fill: var(--bar); } .tone1 { fill: var(--good); } .tone2 { fill: var(--faint); }
+.limit { stroke: var(--beyond); stroke-width: 1.5; stroke-dasharray: 6 3; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 .9em; }
 a { color: var(--bar); }
 """

@@ -97,7 +97,9 @@ class McuBackend:
         add_traces(rows, placement, sources.names)
         for row in rows:
             row["code_bytes"] = measured.code_bytes.get(row["function"])
-            row["instructions"] = measured.layers.get(row["function"])
+            cost = measured.layers.get(row["function"])
+            row["instructions"] = cost.instructions if cost else None
+            row["estimated_cycles"] = cost.estimated_cycles if cost else None
         check_measured(placement, target, rows, measured)
         files = {name: text.encode() for name, text in sources.files.items()} | state_files(program)
         manifest = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dsopt.backends.mcu.place import Placement
 from dsopt.backends.mcu.toolchain import BuildOptions, find_toolchain, measure_image
 from dsopt.errors import ToolchainError
-from dsopt.simulate import Simulation, choose_simulator, simulate
+from dsopt.simulate import Cost, Simulation, choose_simulator, simulate
 from dsopt.target import McuTarget
 
 STACK_BYTES = 32 << 10
@@ -23,7 +23,7 @@ class Measurement:
     """Bytes of the linked image without the test harness, and what one emulated run took.
 
     static_bytes: arena, states and other variables.  stack_bytes, instructions: None where the core cannot be emulated here,
-    and `why_not_run` says why.  layers: instructions by function.  code_bytes: of each function, by name.
+    and `why_not_run` says why.  layers: costs by function.  code_bytes: of each function, by name.
     """
 
     elf: bytes
@@ -31,7 +31,7 @@ class Measurement:
     static_bytes: int
     stack_bytes: int | None = None
     instructions: int | None = None
-    layers: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, Cost] = field(default_factory=dict)
     code_bytes: Mapping[str, int] = field(default_factory=dict)
     why_not_run: str = ""
 
@@ -89,6 +89,6 @@ def _run(
         built.static_bytes,
         result.stack_bytes,
         result.instructions,
-        {name: cost.instructions for name, cost in result.layers.items()},
+        result.layers,
         built.code_bytes,
     )
