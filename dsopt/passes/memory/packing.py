@@ -15,7 +15,7 @@ barred buffer constrains its neighbours in time only. A node fails, or buffers r
   packing looked for, so there is none here; one that is not barred and fits below all others is placed at once;
 - equal buffers lie in order.
 
-Such a search is lucky or lost, depending on the order: four orders take turns with a node budget that doubles.
+Such a search is lucky or lost, depending on the order: eight orders take turns, with four times the nodes each turn.
 
 All of it is deterministic: budgets count nodes, never seconds. The C code and its twin in Python take the same steps.
 """
@@ -143,9 +143,13 @@ def _checked(
 
 
 def _default_nodes(part: Part, count: int, engine: Engine) -> int:
-    """Return a number of nodes that takes about as long as the greedy tries of large problems, and a few seconds for small ones."""
-    work = _SEARCH_WORK[engine.name] if count <= _QUICK else _SEARCH_WORK[engine.name] // 80 * count // 1000
-    return min(_MOST_NODES, work // int((part.last - part.first).sum() + 8 * len(part.size)))
+    """Return a number of nodes that takes about as long as the greedy tries of large problems, and a few seconds for small ones.
+
+    A search of few nodes for many buffers would not get to its first packing, so there is none then.
+    """
+    work = _SEARCH_WORK[engine.name] if count <= _QUICK else _SEARCH_WORK[engine.name] // 50 * count // 1000
+    nodes = min(_MOST_NODES, work // int((part.last - part.first).sum() + 8 * len(part.size)))
+    return nodes if 4 * nodes >= len(part.size) else 0
 
 
 class _Minimizer:
@@ -220,8 +224,19 @@ class _Minimizer:
 
 
 def _orders(part: Part) -> list[Array]:
-    """Return the orders in which ties are broken, each descending: peak is the total alive, width the life, area width times size."""
-    peak, width = -part.peak_bytes, -part.steps
-    sections, overlaps, area = part.first - part.last, -part.overlaps, -part.steps * part.size
-    keys = ((peak, width, area), (peak, area, width), (peak, sections, area), (peak, overlaps, sections))
+    """Return the orders in which ties are broken. Along time, where the next buffer is often beside the last, a packing is found
+    without turning back for many problems; others are found by the most bytes alive (peak) first, then life, neighbours or area.
+    """
+    peak, width, size, area = -part.peak_bytes, -part.steps, -part.size, -part.steps * part.size
+    begin, end, sections, overlaps = part.begin, -part.end, part.first - part.last, -part.overlaps
+    keys = (
+        (end, width, area),
+        (begin, width, area),
+        (end, size, peak),
+        (begin, size, peak),
+        (peak, width, area),
+        (peak, overlaps, sections),
+        (peak, begin, area),
+        (peak, area, width),
+    )
     return [np.lexsort(key[::-1]) for key in keys]

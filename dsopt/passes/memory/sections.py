@@ -15,15 +15,22 @@ Array = np.ndarray[Any, Any]
 class Part:
     """Buffers that are alive together with each other only. Arrays have one element a buffer.
 
-    numbers: which buffers they are.  first, last: each lives in sections first to last - 1 of `section_count`.  steps: how long, float64.
+    numbers: which buffers they are.  first, last: each lives in sections first to last - 1 of `section_count`, and from the step
+    `begin` to the step `end` - 1 (float64, since any steps are allowed).
     """
 
     numbers: Array
     first: Array
     last: Array
     size: Array
-    steps: Array
+    begin: Array
+    end: Array
     section_count: int
+
+    @cached_property
+    def steps(self) -> Array:
+        """Return how many steps each buffer lives."""
+        return self.end - self.begin
 
     @cached_property
     def live_bytes(self) -> Array:
@@ -69,7 +76,8 @@ class Part:
     def reordered(self, order: Array) -> Part:
         """Return the part with its buffers in another order."""
         return Part(
-            self.numbers[order], self.first[order], self.last[order], self.size[order], self.steps[order], self.section_count
+            self.numbers[order], self.first[order], self.last[order], self.size[order], self.begin[order], self.end[order],
+            self.section_count,
         )  # fmt: skip
 
 
@@ -78,7 +86,6 @@ def split(first: Array, end: Array, size: Array) -> list[Part]:
     if not len(size):
         return []
     begin, finish, count = _sections(first, end)
-    steps = end.astype(np.float64) - first.astype(np.float64)
     crossing = np.zeros(count + 1, np.int64)  # how many live both in section s - 1 and in s
     np.add.at(crossing, begin + 1, 1)
     np.subtract.at(crossing, finish, 1)
@@ -88,7 +95,10 @@ def split(first: Array, end: Array, size: Array) -> list[Part]:
     groups = np.split(order, np.flatnonzero(np.diff(part[order])) + 1)
     ends = np.append(cuts[1:], count)
     return [
-        Part(group, begin[group] - cuts[n], finish[group] - cuts[n], size[group], steps[group], int(ends[n] - cuts[n]))
+        Part(
+            group, begin[group] - cuts[n], finish[group] - cuts[n], size[group],
+            first[group].astype(np.float64), end[group].astype(np.float64), int(ends[n] - cuts[n]),
+        )
         for n, group in enumerate(groups)
     ]  # fmt: skip
 
