@@ -27,6 +27,14 @@ def chained(C: int, function: Apply) -> tuple[Apply, ...]:
     return conv((C, C, 1, 1), Settings(C)), function
 
 
+def steep(function: Apply) -> Apply:
+    """Give a layer scales around a half and one, so that most results are at the ends of the range, and some are not."""
+    shift = function.t4
+    assert isinstance(shift, Tensor)
+    function.t4 = torch.tensor([29, 31, 32, 33] * len(shift), dtype=torch.int32)[: len(shift)]
+    return function
+
+
 class Residual(nn.Module):
     """A convolution, and a sum with its own input or with another layer's result."""
 
@@ -85,6 +93,11 @@ CASES: dict[str, Case] = {
     "vector_in_place": (layers(linear(24, 640, FULL), linear(8, 24, NARROW)), (640,)),
     "vectors_two": (layers(linear(6, 20, FULL)), (2, 20)),
     "vectors": (layers(linear(6, 20, NARROW)), (7, 20)),
+    "steep": (layers(steep(conv((8, 16, 1, 1), LOW))), (16, 3, 5)),
+    "steep_depth": (layers(steep(conv((8, 1, 3, 3), HIGH, padding=(1,), groups=8))), (8, 5, 6)),
+    "steep_vector": (layers(steep(linear(8, 5, NARROW))), (5,)),
+    "steep_nibbles": (layers(steep(conv((8, 8, 1, 1), FULL, NIBBLES))), (8, 3, 4)),
+    "steep_vector_nibbles": (layers(steep(linear(4, 8, FULL, NIBBLES))), (8,)),
     "one_nibbles": (chained(64, conv((8, 64, 1, 1), RELU, NIBBLES)), (64, 3, 5)),
     "padded_nibbles": (chained(16, conv((16, 16, 3, 3), LOW, NIBBLES, padding=(1,))), (16, 5, 8)),
     "padded_nibbles_odd": (chained(12, conv((6, 12, 3, 3), HIGH, NIBBLES, padding=(1,))), (12, 4, 5)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.tir.program import MicroKernel
 
 DSP = "defined(__ARM_FEATURE_DSP)"
@@ -103,10 +104,11 @@ def unpack_scale(scale: str, rounding: str, shift: str, zero: int) -> list[str]:
     ]
 
 
-def requantize_lines(value: str, scale: str, rounding: str, shift: str, low: int, high: int) -> list[str]:
+def requantize_lines(value: str, scale: str, rounding: str, shift: str, store: Store) -> list[str]:
     """Return the instructions of `dsopt_requantize` for a register, with the constants in three others."""
     return [
+        *([f"lsl {value}, {value}, #{store.lift}"] if store.lift else []),
         f"smmla {value}, {value}, {scale}, {rounding}",
         f"asr {value}, {value}, {shift}",
-        *clamp_lines(value, low, high),
+        *clamp_lines(value, store.low, store.high),
     ]

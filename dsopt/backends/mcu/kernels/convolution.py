@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dsopt.backends.mcu.kernels.depthwise import FILL_PLANE, Planes, channel_ker
 from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, pixels_kernel, quad_order, window_kernel
 from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
 from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, matrix_stream, padded
-from dsopt.backends.mcu.kernels.stream import Array, Weights
+from dsopt.backends.mcu.kernels.stream import Array
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
@@ -60,7 +61,7 @@ def matrix_convolution(context: Context, x: Buffer, found: Convolution) -> Buffe
     bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
     kernel = matrix_kernel(K, N, found.store, found.addition, layer.bits)
     x = with_channels_last(context, x) if by_rows else x
-    stream = context.weight("stream", matrix_stream(weights, Weights(weights, bias, scale, layer.bits)))
+    stream = context.weight("stream", matrix_stream(weights, replace(layer, values=weights, bias=bias, scale=scale)))
     columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
     result = context.result(channels_last=True)
     residual = None if residual is None else with_channels_last(context, residual)

@@ -7,6 +7,8 @@ half as many words, each for eight inputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
@@ -34,6 +36,7 @@ def widen_kernel(quads: int) -> MicroKernel:
 
 def dense_kernel(K: int, N: int, store: Store, bits: int = 8) -> MicroKernel:
     """Return the function for K inputs and N channels, both multiples of 4; with weights of 4 bits, K is one of 8."""
+    store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
     name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     parameters = "const int16_t *wide, const int32_t *stream, int8_t *y"
     return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits))
@@ -62,7 +65,7 @@ def _portable(K: int, N: int, store: Store, bits: int) -> str:
                 sum += wide[k] * {weight.format(0)} + wide[k + 1] * {weight.format(2)};
                 sum += wide[k + 2] * {weight.format(1)} + wide[k + 3] * {weight.format(3)};
             }}
-            y[n + i] = (int8_t)dsopt_requantize(sum, stream[{4 + length} + i], {store.zero}, {store.low}, {store.high});
+            y[n + i] = (int8_t){store.portable("sum", f"stream[{4 + length} + i]")};
         }}
         stream += {8 + length};
     }}"""
@@ -117,7 +120,7 @@ def _assembly(K: int, N: int, store: Store, bits: int) -> list[str]:
     ]
     for total, scale in zip(_SUMS, _LOADED, strict=True):
         lines += unpack_scale(scale, "r10", "r11", store.zero)
-        lines += requantize_lines(total, scale, "r10", "r11", store.low, store.high)
+        lines += requantize_lines(total, scale, "r10", "r11", store)
         lines += [f"strb {total}, [r0], #1"]
     lines += ["ldr r10, [sp, #12]", "str r0, [sp, #8]", "cmp r0, r10", "bne 2b", "add sp, #16"]
     return [*lines, "pop {r4-r11, pc}"]

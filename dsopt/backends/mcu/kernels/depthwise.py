@@ -135,7 +135,7 @@ def _portable(g: Planes, store: Store) -> str:
                     sum += x[a * {g.dilation[0] * g.pitch} + b * {g.dilation[1]}] * weights[a * {KW} + b];
                 }}
             }}
-            y[(i * {OW} + j) * {g.channels}] = (int8_t)dsopt_requantize(sum, finish[1], {store.zero}, {store.low}, {store.high});
+            y[(i * {OW} + j) * {g.channels}] = (int8_t){store.portable("sum", "finish[1]")};
         }}
     }}"""
 
@@ -171,7 +171,7 @@ def _assembly(g: Planes, store: Store) -> list[str]:
             lines += _pair(stride, 2 * g.pitch * row, first, second, start)
         lines += ["ldrd r11, r12, [sp]"]
         for value in ("r9", "r10"):
-            lines += requantize_lines(value, "r1", "r11", "r12", store.low, store.high)
+            lines += requantize_lines(value, "r1", "r11", "r12", store)
         lines += [
             f"strb r10, [r2, #{C}]",
             *_stored("r9", 2 * C),
@@ -189,7 +189,7 @@ def _assembly(g: Planes, store: Store) -> list[str]:
             ]
         lines += [
             "ldrd r11, r12, [sp]",
-            *requantize_lines("r9", "r1", "r11", "r12", store.low, store.high),
+            *requantize_lines("r9", "r1", "r11", "r12", store),
             *_stored("r9", C),
         ]
     forward = 2 * g.pitch * stride - step * pairs

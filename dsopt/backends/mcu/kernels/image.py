@@ -88,7 +88,7 @@ def read_convolution(
     sizes, out, kernel, steps = map(_two, (x.shape[2:], context.shape[2:], weight_shape[2:], stride))
     image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation))
     layer = replace(layer, values=layer.values.reshape(N, -1, *image.kernel))
-    found = Convolution(image, layer, groups, x_zero, Store(y_zero, low, high))
+    found = Convolution(image, layer, groups, x_zero, Store(y_zero, low, high, layer.lift))
     if groups != 1 and not found.is_depthwise:
         raise UnsuitedError(f"it has {groups} groups of {C // groups} channels")
     return found

@@ -30,7 +30,7 @@ def read_linear(
     if x.channels_last:
         raise UnsuitedError("its input is an image")
     layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
-    return layer, x_zero, Store(y_zero, low, high)
+    return layer, x_zero, Store(y_zero, low, high, layer.lift)
 
 
 def linear(context: Context, x: Buffer, *arguments: Any) -> Buffer:
@@ -64,7 +64,7 @@ def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) ->
     weights[:N, :K] = layer.values
     bias, scale = (np.pad(values, (0, wide_N - N), mode="edge") for values in (layer.bias, layer.scale))
     kernel, quads = dense_kernel(wide_K, wide_N, store, layer.bits), K // 4
-    stream = context.weight("stream", dense_stream(weights, Weights(weights, bias, scale, layer.bits)))
+    stream = context.weight("stream", dense_stream(weights, replace(layer, values=weights, bias=bias, scale=scale)))
     widened = context.temp("wide", (wide_K,), "int16")
     stage = context.temp("stage", (wide_N,), "int8") if wide_N != N else None
     result = context.result()

@@ -8,6 +8,8 @@ inputs of two channels; one mask and one shift more make bytes of them that are 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import clamp_lines, micro_kernel, requantize_lines, unpack_scale
@@ -25,6 +27,7 @@ _SUMS = (("r2", "r3", "r4", "r5"), ("r6", "r7", "r8", "r9"))
 
 def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8) -> MicroKernel:
     """Return the function for K inputs, a multiple of 4 (see `padded`), and N channels, an even number that is also their stride."""
+    store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
     if N > _MOST_CHANNELS:
         raise UnsuitedError(f"it has {N} channels, and the kernel takes up to {_MOST_CHANNELS}")
     assert padded(K) == K
@@ -67,7 +70,7 @@ def _portable(K: int, N: int, store: Store, addition: Addition | None, bits: int
     length = K * bits // 16
     word = "stream[2 + k]" if bits == 8 else "stream[2 + k / 2]"
     weight = "dsopt_byte(word, {})" if bits == 8 else "dsopt_nibble(word, {}, k & 1)"
-    value = f"dsopt_requantize(sums[i], stream[{2 + length} + (i & 1)], {store.zero}, {store.low}, {store.high})"
+    value = store.portable("sums[i]", f"stream[{2 + length} + (i & 1)]")
     finish = f"            y[(i >> 1) * {N} + n + (i & 1)] = (int8_t){value};"
     if addition is not None:
         finish = f"""            const int32_t at = (i >> 1) * {N} + n + (i & 1);
@@ -147,7 +150,7 @@ def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int
     for sums in _SUMS:
         lines += ["ldr r10, [r1], #4", *unpack_scale("r10", "r11", "r12", store.zero)]
         for value in sums:
-            lines += requantize_lines(value, "r10", "r11", "r12", store.low, store.high)
+            lines += requantize_lines(value, "r10", "r11", "r12", store)
         lines += _added(sums, N, addition) if addition else []
         lines += [f"strb {sums[p]}, [lr, #{p * N}]" for p in (1, 2, 3)] + [f"strb {sums[0]}, [lr], #1"]
     lines += ["ldr r10, [sp, #12]", "str lr, [sp, #8]", "cmp lr, r10", "bne 2b", f"add sp, #{frame}"]

@@ -9,16 +9,23 @@ from dsopt.backends.tir.registry import UnsuitedError
 
 @dataclass(frozen=True)
 class Store:
-    """Zero point and clamp of the result."""
+    """Zero point and clamp of the result. lift: bits by which the sum is shifted to the left first, for scales of a half and more."""
 
     zero: int
     low: int
     high: int
+    lift: int = 0
 
     @property
     def tag(self) -> str:
         """Return what tells this store from others, for names."""
-        return "_".join(f"m{-number}" if number < 0 else str(number) for number in astuple(self))
+        numbers = (self.zero, self.low, self.high, *([self.lift] if self.lift else []))
+        return "_".join(f"m{-number}" if number < 0 else str(number) for number in numbers)
+
+    def portable(self, total: str, scale: str) -> str:
+        """Return the expression in C for the result of a sum and its packed scale, each an expression."""
+        lifted = f"{total} * {1 << self.lift}" if self.lift else total
+        return f"dsopt_requantize({lifted}, {scale}, {self.zero}, {self.low}, {self.high})"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dsopt.ops.rounding import MULTIPLIER_BITS, SPARE_BITS
 
 Array = npt.NDArray[Any]
 
+_LIFT = 4
 _LEAST_SHIFT, _MOST_SHIFT = 33, 32 + 22
 """Beyond the most, a zero point of 8 bits before the shift would not fit 32 bits."""
 
@@ -26,13 +27,15 @@ _LEAST_SHIFT, _MOST_SHIFT = 33, 32 + 22
 class Weights:
     """A layer with integer weights. values: (N, ...) int64; bias: (N,) with the zero point of the input folded in; scale: (N,) packed.
 
-    bits: of a weight in flash, 8 or 4.
+    bits: of a weight in flash, 8 or 4.  lift: bits by which sums are shifted to the left before they are scaled, so that what follows
+    is a shift to the right by at least one bit.
     """
 
     values: Array
     bias: Array
     scale: Array
     bits: int = 8
+    lift: int = 0
 
     def sixteenfold(self) -> Weights:
         """Return the layer for sums that are 16 times as large, because nibbles are taken where they are: in the upper half of a byte.
@@ -41,9 +44,10 @@ class Weights:
         """
         if int(_largest_sums(self.values, self.bias).max()) >= 1 << 27:
             raise UnsuitedError("16 times its sums need more than 32 bits")
-        if int((self.scale & 31).max()) + 4 > _MOST_SHIFT - 32:
+        more = _LIFT - self.lift
+        if int((self.scale & 31).max()) + more > _MOST_SHIFT - 32:
             raise UnsuitedError("its requantisation shifts by too many bits for weights of 4 bits")
-        return replace(self, bias=self.bias * 16, scale=self.scale + 4)
+        return replace(self, bias=self.bias * 16, scale=self.scale + more, lift=0)
 
 
 def read_weights(
@@ -63,7 +67,14 @@ def read_weights(
     folded = biases.astype(np.int64) - x_zero * values.reshape(shape[0], -1).sum(1)
     if int(_largest_sums(values, folded).max()) >= 1 << 31:
         raise UnsuitedError("its sums need more than 32 bits once the zero point is folded into the bias")
-    return Weights(values, folded, packed_scale(multipliers, shifts), bits)
+    lift = _LIFT if _needs_lift(multipliers, shifts) else 0
+    if lift and int(_largest_sums(values, folded).max()) >= 1 << (31 - lift):
+        raise UnsuitedError("its scales are large, and its sums need more than 27 bits")
+    return Weights(values, folded, packed_scale(multipliers, shifts + lift), bits, lift)
+
+
+def _needs_lift(multipliers: Array, shifts: Array) -> bool:
+    return bool((shifts[multipliers != 0] < _LEAST_SHIFT).any())
 
 
 def _largest_sums(values: Array, bias: Array) -> Array:

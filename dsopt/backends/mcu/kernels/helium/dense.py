@@ -46,7 +46,7 @@ def _portable(K: int, N: int, store: Store, bits: int) -> str:
                 sum += x[k] * {value.format(word)};
             }}
             const int32_t scale = quad[4 + c] - dsopt_byte(quad[8], (uint32_t)c);
-            y[n + c] = (int8_t)dsopt_requantize(sum, scale, {store.zero}, {store.low}, {store.high});
+            y[n + c] = (int8_t){store.portable("sum", "scale")};
         }}
         stream += {words + 9};
     }}"""

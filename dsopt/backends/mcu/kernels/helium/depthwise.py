@@ -160,7 +160,7 @@ def _portable(g: Lines, store: Store) -> str:
                 }}
             }}
             y[i * {g.y_step[0]} + j * {g.y_step[1]}] =
-                (int8_t)dsopt_requantize(sum, record[{KB + 1}], {store.zero}, {store.low}, {store.high});
+                (int8_t){store.portable("sum", f"record[{KB + 1}]")};
         }}
     }}"""
 
@@ -220,7 +220,5 @@ def _results(g: Lines, store: Store, count: int) -> list[str]:
         lines += [f"vldrb.u8 q1, [r12], #{TAPS * g.stride[1]}", f"vmladav.s8 {total}, q1, q7"]
     lines += ["vmov q0[2], q0[0], r4, r8", "vmov q0[3], q0[1], r6, r10"]
     return (
-        lines
-        + scaled_alike("q0", "r5", "q6", "r7", "r9" if store.zero else "")
-        + clamp(("q0",), store.low, store.high, ("q1", "q2"))
+        lines + scaled_alike("q0", "r5", "q6", "r7", "r9", store) + clamp(("q0",), store.low, store.high, ("q1", "q2"))
     )

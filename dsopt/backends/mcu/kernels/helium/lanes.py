@@ -86,16 +86,17 @@ def clamp_wide(values: Sequence[str], low: int, high: int, spare: tuple[str, str
     return lines
 
 
-def scaled(values: Sequence[str], zero: int, register: str) -> list[str]:
+def scaled(values: Sequence[str], store: Store, register: str) -> list[str]:
     """Return the instructions that scale sums by what `load_quad` read, and add the zero point by way of a register."""
-    lines = to_word(register, zero) if zero else []
+    lines = to_word(register, store.zero) if store.zero else []
     for value in values:
         lines += [
             f"vadd.i32 {value}, {value}, q0",
+            *lifted(value, store),
             f"vmulh.s32 {value}, {value}, q1",
             f"vrshl.s32 {value}, {value}, q2",
         ]
-        lines += [f"vadd.i32 {value}, {value}, {register}"] if zero else []
+        lines += [f"vadd.i32 {value}, {value}, {register}"] if store.zero else []
     return lines
 
 
@@ -108,10 +109,10 @@ def finished(
     addition, the first holds the distance from the results to the residual.
     """
     if addition is None:
-        lines = scaled(values, store.zero, free[0]) + clamp(values, store.low, store.high, ("q3", "q4"))
+        lines = scaled(values, store, free[0]) + clamp(values, store.low, store.high, ("q3", "q4"))
         return lines + [f"vstrb.32 {value}, [{place}], #4" for value, place in zip(values, places, strict=True)]
     distance, factor, other, constant, place_of = free[:5]
-    lines = scaled(values, store.zero, factor) + clamp_wide(values, store.low, store.high, ("q3", "q4"))
+    lines = scaled(values, store, factor) + clamp_wide(values, store.low, store.high, ("q3", "q4"))
     lines += to_word(factor, addition.factor) + to_word(other, addition.residual_factor)
     lines += to_word(constant, addition.constant)
     for value, place in zip(values, places, strict=True):
@@ -127,8 +128,13 @@ def finished(
     return lines + [f"vstrb.32 {value}, [{place}], #4" for value, place in zip(values, places, strict=True)]
 
 
-def scaled_alike(value: str, bias: str, multiplier: str, count: str, zero: str) -> list[str]:
-    """Return the instructions that scale sums of one channel. bias, count, zero: general registers; an empty zero is 0."""
-    lines = [f"vadd.i32 {value}, {value}, {bias}", f"vmulh.s32 {value}, {value}, {multiplier}"]
+def lifted(value: str, store: Store) -> list[str]:
+    """Return the instructions that shift sums to the left before they are scaled."""
+    return [f"vshl.i32 {value}, {value}, #{store.lift}"] if store.lift else []
+
+
+def scaled_alike(value: str, bias: str, multiplier: str, count: str, zero: str, store: Store) -> list[str]:
+    """Return the instructions that scale sums of one channel. bias, count, zero: general registers."""
+    lines = [f"vadd.i32 {value}, {value}, {bias}", *lifted(value, store), f"vmulh.s32 {value}, {value}, {multiplier}"]
     lines += [f"vrshl.s32 {value}, {count}"]
-    return lines + ([f"vadd.i32 {value}, {value}, {zero}"] if zero else [])
+    return lines + ([f"vadd.i32 {value}, {value}, {zero}"] if store.zero else [])

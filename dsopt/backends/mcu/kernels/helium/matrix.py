@@ -126,7 +126,7 @@ def _portable(runs: Runs, N: int, store: Store, addition: Addition | None, bits:
 
 
 def _portable_store(store: Store, addition: Addition | None) -> str:
-    value = f"dsopt_requantize(sum, scale, {store.zero}, {store.low}, {store.high})"
+    value = store.portable("sum", "scale")
     if addition is None:
         return f"y[at] = (int8_t){value};"
     return f"y[at] = (int8_t){addition.portable(value, 'residual[at]')};"
