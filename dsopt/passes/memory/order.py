@@ -13,13 +13,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
 
 from dsopt.passes.memory.arena import ALIGNMENT, aligned
 from dsopt.passes.memory.liveness import Step
 from dsopt.passes.memory.overlay import Overlay, joined, most_saved
 
-MAX_STATES = 40_000
-"""Sets of operators that are looked at before the beam takes over: about a second."""
+MAX_STATES = 100_000
+"""Sets of operators that are looked at before the beam takes over: about two seconds."""
 _BEAM_STATES = 40_000
 _WIDEST_BEAM = 200
 _CHAIN = 6
@@ -114,15 +116,39 @@ class _Graph:
             if writers and not writers & (writers - 1) and self._users.get(each.input, 0) & writers:
                 self._pairs[writers.bit_length() - 1].append(each)
         self._saved: dict[tuple[int, frozenset[str]], int] = {}
+        self._begun = [0] * self.count
+        self._may_begin: list[list[tuple[int, int]]] = [[] for _ in steps]
+        self._may_end: list[list[tuple[int, int, str]]] = [[] for _ in steps]
+        for number in range(self.count):
+            self._sort_touched(number)
         self.first_alive = sum(self._size[name] for name in self._held if self._users[name] or name in self._kept)
-        self.bound = max((self._least(number) for number in range(self.count)), default=0)
+        self.bound = self._bound()
 
-    def _least(self, number: int) -> int:
-        """Return the fewest bytes alive while an operator runs, in any order."""
+    def _least(self, number: int, earlier: int, later: int) -> int:
+        """Return the fewest bytes alive while an operator runs, in any order: what it touches, and what lives across it.
+
+        earlier, later: the masks of all that must run before and after it.
+        """
         touched = self._touched[number]
-        total = sum(self._size[name] for name in touched)
+        across = sum(
+            size
+            for name, size in self._size.items()
+            if (name in self._held or self._writers[name] & earlier)
+            and (name in self._kept or self._users[name] & later)
+            and name not in touched
+        )
         dying = frozenset(name for name in touched if name not in self._kept)
-        return total - self._saving(number, dying)
+        return across + sum(self._size[name] for name in touched) - self._saving(number, dying)
+
+    def _bound(self) -> int:
+        earlier, later = [0] * self.count, [0] * self.count
+        for number in range(self.count):
+            for other in _bits(self.needs[number]):
+                earlier[number] |= earlier[other] | (1 << other)
+        for number in reversed(range(self.count)):
+            for other in self.followers[number]:
+                later[number] |= later[other] | (1 << other)
+        return max((self._least(number, earlier[number], later[number]) for number in range(self.count)), default=0)
 
     def _saving(self, number: int, dying: frozenset[str]) -> int:
         if not self._pairs[number]:
@@ -133,22 +159,33 @@ class _Graph:
             self._saved[key] = most_saved(joined(pairs).values(), self._size, self._alignment)
         return self._saved[key]
 
-    def run(self, done: int, alive: int, number: int) -> tuple[int, int]:
-        """Return the bytes alive while an operator runs and after it, where those in `done` have run and leave `alive`."""
-        after = done | (1 << number)
-        begun = dead = 0
-        dying = []
+    def _sort_touched(self, number: int) -> None:
+        """Tell what always begins with an operator, what may begin with it, and what may end."""
+        own = 1 << number
         for name in self._touched[number]:
             size = self._size[name]
-            if name not in self._held and not self._writers[name] & done:
-                begun += size
-            if name not in self._kept and not self._users[name] & ~after:
-                dead += size
+            if name not in self._held and self._writers[name] == own:
+                self._begun[number] += size
+            elif name not in self._held:
+                self._may_begin[number].append((size, self._writers[name]))
+            if name not in self._kept:
+                self._may_end[number].append((size, self._users[name] & ~own, name))
+
+    def run(self, done: int, alive: int, number: int) -> tuple[int, int]:
+        """Return the bytes alive while an operator runs and after it, where those in `done` have run and leave `alive`."""
+        during = alive + self._begun[number]
+        for size, writers in self._may_begin[number]:
+            if not writers & done:
+                during += size
+        left = during
+        dying = []
+        for size, others, name in self._may_end[number]:
+            if not others & ~done:
+                left -= size
                 dying.append(name)
-        during = alive + begun
         if self._pairs[number]:
             during -= self._saving(number, frozenset(dying))
-        return during, alive + begun - dead
+        return during, left
 
     def peak(self, numbers: Iterable[int]) -> int:
         """Return the bytes alive at the worst step of an order."""
@@ -198,23 +235,22 @@ class _Graph:
         for other in self.followers[number]:
             if not self.needs[other] & ~done:
                 ready |= 1 << other
-        moved = state.moved + abs(number - state.count)
-        return _State(done, alive, ready, max(state.during, during), state.count + 1, moved, (number, state.path))
+        moved = state.moved + abs(number - state.ran)
+        return _State(done, alive, ready, max(state.during, during), state.ran + 1, moved, (number, state.path))
 
 
 _Path = tuple[int, "_Path | None"]
 """The last operator, and the path before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """Which operators have run and could run next, the bytes alive, and how it came to be: the worst step and how far all moved."""
 
     done: int
     alive: int
     ready: int
     during: int
-    count: int
+    ran: int
     moved: int
     path: _Path | None
 
@@ -224,9 +260,10 @@ def _best_first(graph: _Graph, given_bytes: int, states: int) -> Order | None:
 
     Of equal peaks the state that has run most comes first, then the one nearest to the given order.
     """
-    heap = [(graph.bound, 0, 0, 0, graph.start())]
+    pushed = count()
+    heap = [(graph.bound, 0, 0, next(pushed), graph.start())]
+    lowest: dict[int, int] = {}
     closed: set[int] = set()
-    pushed = 0
     while heap:
         peak, _, _, _, state = heapq.heappop(heap)
         if state.done == graph.all:
@@ -238,9 +275,9 @@ def _best_first(graph: _Graph, given_bytes: int, states: int) -> Order | None:
             return Order((), 0, False)
         for following in graph.choices(state, peak):
             now = max(peak, following.during)
-            if now < given_bytes and following.done not in closed:
-                pushed += 1
-                heapq.heappush(heap, (now, -following.count, following.moved, pushed, following))
+            if now < lowest.get(following.done, given_bytes):
+                lowest[following.done] = now
+                heapq.heappush(heap, (now, -following.ran, following.moved, next(pushed), following))
     return None
 
 
@@ -250,9 +287,9 @@ def _beam(graph: _Graph) -> Order:
     level = [graph.start()]
     while level[0].done != graph.all:
         found: dict[int, _State] = {}
-        least = min(state.count for state in level)
+        least = min(state.ran for state in level)
         for state in level:
-            for following in graph.choices(state, max(graph.bound, state.during)) if state.count == least else [state]:
+            for following in graph.choices(state, max(graph.bound, state.during)) if state.ran == least else [state]:
                 if following.done not in found or _rank(graph, following) < _rank(graph, found[following.done]):
                     found[following.done] = following
         level = sorted(found.values(), key=lambda state: _rank(graph, state))[:width]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsopt.passes.memory import overlay
 from dsopt.passes.memory.arena import Plan, plan_arena
 from dsopt.passes.memory.liveness import Lifetime
 from dsopt.passes.memory.overlay import Overlay, joined, most_saved, plan_overlays, verify_overlays
+from dsopt.passes.memory.overlay_search import Conflicts
 
 Problem = tuple[list[Lifetime], list[Overlay]]
 
@@ -96,6 +99,20 @@ def test_small_problems_get_the_smallest_arena(problem: Problem) -> None:
     assert plan.arena_bytes == best
     assert plan.optimal
     assert plan_overlays(*problem, nodes=0).lower_bound_bytes <= best
+
+
+@given(problems(most=5, units=3))
+def test_the_search_alone_finds_the_smallest_arena(problem: Problem) -> None:
+    def stacked(conflicts: Conflicts, _: int) -> tuple[list[int], int]:
+        ends = list(accumulate(conflicts.size))
+        return [end - size for end, size in zip(ends, conflicts.size, strict=True)], ends[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlay, "_hill_climb", stacked)
+        patch.setattr(overlay, "plan_arena", lambda lives, alignment, nodes=None: plan_arena(lives, alignment))
+        plan = plan_overlays(*problem)
+    assert plan.optimal
+    assert plan.arena_bytes == smallest(problem)
 
 
 @given(problems(most=14))

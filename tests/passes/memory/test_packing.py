@@ -16,6 +16,7 @@ from dsopt.passes.memory import packing, packing_native
 from dsopt.passes.memory.packing import MAX_BYTES, Packing, pack
 from dsopt.passes.memory.packing_native import native_engine
 from dsopt.passes.memory.packing_twin import PythonEngine
+from dsopt.passes.memory.sections import Part
 
 Buffers = list[tuple[int, int, int]]
 """First step, end (exclusive) and bytes of each."""
@@ -105,6 +106,22 @@ def test_small_problems_are_packed_as_small_as_brute_force_packs_them(buffers: B
         plan = packed(buffers, engine=engine)
         assert plan.optimal
         assert plan.height == (smallest(buffers) if buffers else 0)
+
+
+def stacked(part: Part, *_: object) -> tuple[np.ndarray, int]:
+    """The worst greedy packing."""
+    return np.cumsum(part.size) - part.size, int(part.size.sum())
+
+
+@given(buffers_of(most=6, bytes_=4, steps=4))
+def test_the_search_alone_finds_the_smallest_packing(buffers: Buffers) -> None:
+    """With few sizes and steps, so that many buffers are equal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "pack_greedily", stacked)
+        for engine in ENGINES:
+            plan = packed(buffers, engine=engine)
+            assert plan.optimal
+            assert plan.height == (smallest(buffers) if buffers else 0)
 
 
 @given(buffers_of(most=14), st.integers(0, 60))
