@@ -11,7 +11,7 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dsopt.passes.memory.arena import ALIGNMENT, Plan, aligned, plan_arena
+from dsopt.passes.memory.arena import ALIGNMENT, Plan, aligned, lower_bound, plan_arena
 from dsopt.passes.memory.liveness import Lifetime
 from dsopt.passes.memory.overlay_search import Conflicts, search
 
@@ -62,6 +62,10 @@ def plan_overlays(
         starts, top = _hill_climb(conflicts, bound // alignment)
         if top * alignment < best_bytes:
             best, best_bytes = _offsets(buffers, starts, alignment), top * alignment
+    if lower_bound(buffers, alignment) < best_bytes:  # it may be that no overlay is needed
+        plain = plan_arena(buffers, alignment)
+        if plain.arena_bytes < best_bytes:
+            best, best_bytes = dict(plain.offsets), plain.arena_bytes
     if best_bytes > bound:
         budget = _SEARCH_WORK // max(len(buffers), 8) ** 2 if nodes is None else nodes
         found = search(conflicts, best_bytes // alignment, bound // alignment, budget)

@@ -15,6 +15,7 @@ from dsopt.passes.memory.arena import Plan, plan_arena
 from dsopt.passes.memory.liveness import Lifetime
 from dsopt.passes.memory.overlay import Overlay, joined, most_saved, plan_overlays, verify_overlays
 from dsopt.passes.memory.overlay_search import Conflicts
+from tests.passes.memory.test_packing import perfect
 
 Problem = tuple[list[Lifetime], list[Overlay]]
 
@@ -117,7 +118,7 @@ def test_the_search_alone_finds_the_smallest_arena(problem: Problem) -> None:
 
 @given(problems(most=14))
 def test_overlays_never_cost_anything(problem: Problem) -> None:
-    assert plan_overlays(*problem).arena_bytes <= plan_arena(problem[0], nodes=0).arena_bytes
+    assert plan_overlays(*problem).arena_bytes <= plan_arena(problem[0]).arena_bytes
 
 
 @given(problems())
@@ -201,6 +202,14 @@ def test_the_verifier_finds_a_wrong_plan() -> None:
         verify_overlays(CHAIN, pairs, replace(plan, arena_bytes=64))
     with pytest.raises(ValueError, match="does not place the same buffers: z"):
         verify_overlays(CHAIN, pairs, replace(plan, offsets={"x": 16, "y": 0}))
+
+
+def test_a_useless_overlay_does_not_keep_the_arena_from_being_packed() -> None:
+    """The exact search packs what first fit and hill climbing do not."""
+    lives = [Lifetime(f"b{n}", size * 16, first, end - 1) for n, (first, end, size) in enumerate(perfect(100, 1))]
+    lives += [Lifetime("before", 16, -2, -1), Lifetime("after", 16, -1, -1)]
+    plan = plan_overlays(lives, [Overlay("after", "before", 0)])
+    assert (plan.arena_bytes, plan.optimal) == (16_000, True)
 
 
 def test_hundreds_of_layers_in_place_need_two_values() -> None:
