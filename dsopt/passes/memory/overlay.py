@@ -71,7 +71,7 @@ def plan_overlays(
         found = search(conflicts, best_bytes // alignment, bound // alignment, budget)
         if found.starts is not None:
             best, best_bytes = _offsets(buffers, found.starts, alignment), found.height * alignment
-        bound = best_bytes if found.is_exhausted else bound
+        bound = found.bound * alignment
     plan = Plan({buffer.name: best[buffer.name] for buffer in buffers}, best_bytes, bound, best_bytes == bound)
     verify_overlays(buffers, pairs, plan)
     return plan

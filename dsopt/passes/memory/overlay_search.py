@@ -4,7 +4,8 @@
 another one forbids it ends; sorted by offset, the buffers that hold one up come before it. So packings are built in order of offset,
 each buffer at such an end: the lowest that is free, or any, if a buffer with which it may share bytes is still to come.
 
-**What is cut.** A packing in which a buffer could move down (one still to come fits wholly below the next offset); equal offsets in
+**What is cut.** Where a result and its operand are too large to lie apart, one lies over the other: along a chain of them each starts
+ahead of the next, which bounds all from below. A packing in which a buffer could move down (one still to come fits wholly below the next offset); equal offsets in
 more than one sequence; and, at each step, what is still to come stacked in order of its least offset, less what overlays save.
 """
 
@@ -53,6 +54,26 @@ class Conflicts:
                 self.near[other].append(n)
             alive.append(n)
 
+    def least_starts(self, height: int) -> list[int]:
+        """Return the lowest start of each buffer in any packing that ends at or below `height`; above it where there is none.
+
+        A pair that is too large to lie apart overlaps: the operand starts no less than the lead above the result.
+        """
+        starts = [0] * len(self.size)
+        arcs = []
+        for (output, operand), (lead, is_exact) in self._lead.items():
+            if self.size[output] + self.size[operand] > height and (operand, output) not in self._lead:
+                arcs += [(output, operand, lead), (operand, output, 0)] if is_exact else [(output, operand, lead)]
+        for _ in range(len(arcs) + 1):
+            has_risen = False
+            for low, high, lead in arcs:
+                if starts[low] + lead > starts[high]:
+                    starts[high] = starts[low] + lead
+                    has_risen = True
+            if not has_risen or max(starts) > height:
+                break
+        return starts
+
     def forbidden(self, number: int, other: int, at: int) -> _Spans:
         """Return where a buffer may not start because another, alive with it, starts at `at`."""
         low, high = at - self.size[number], at + self.size[other]
@@ -90,19 +111,32 @@ def lowest(spans: Sequence[tuple[int, int]], start: int) -> int:
 
 @dataclass(frozen=True)
 class Found:
-    """The best starts, if any are better than was asked, where they end, and whether none are better still."""
+    """The best starts, if any are better than was asked, where they end, and a height that none are below."""
 
     starts: list[int] | None
     height: int
-    is_exhausted: bool
+    bound: int
     nodes: int
 
 
 def search(conflicts: Conflicts, height: int, bound: int, nodes: int) -> Found:
-    """Search for starts that end below `height`, down to `bound`, with at most `nodes` buffers placed in all."""
+    """Search for starts that end below `height`, none of which are below `bound`, with at most `nodes` buffers placed in all."""
+    bound = _raised(conflicts, bound, height)
     one = _Search(conflicts, height, bound, nodes)
     is_exhausted = one.run()
-    return Found(one.best, one.height, is_exhausted, one.nodes)
+    return Found(one.best, one.height, one.height if is_exhausted else bound, one.nodes)
+
+
+def _raised(conflicts: Conflicts, low: int, high: int) -> int:
+    """Return the lowest height from `low` to `high` that is not excluded before anything is placed, by halving."""
+    while low < high:
+        middle = (low + high) // 2
+        least = conflicts.least_starts(middle)
+        if _Search(conflicts, middle + 1, 0, 0).fits(dict(enumerate(least))):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @dataclass
@@ -119,6 +153,7 @@ class _Search:
         self._c, self.height, self._bound, self._budget = conflicts, height, bound, budget
         self.best: list[int] | None = None
         self.nodes = 0
+        self._least = conflicts.least_starts(height - 1)
         lives = conflicts.buffers
         weight = [size * (life.last - life.first + 1) for size, life in zip(conflicts.size, lives, strict=True)]
         order = sorted(range(len(lives)), key=lambda n: (-weight[n], -conflicts.size[n], n))
@@ -155,6 +190,7 @@ class _Search:
                 top = max(start + size for start, size in zip(starts, self._c.size, strict=True))
                 if top < self.height:
                     self.best, self.height = list(starts), top
+                    self._least = self._c.least_starts(top - 1)
                 continue
             child = _Node(spans, at, [])
             self._list_tries(child, number)
@@ -165,16 +201,19 @@ class _Search:
         """List which buffer may come next and where; nothing if no packing of the rest is better than the best."""
         size = self._c.size
         free = {number: lowest(spans, 0) for number, spans in node.spans.items()}
-        lows = {number: lowest(node.spans[number], max(start, node.last)) for number, start in free.items()}
+        least = self._least
+        lows = {
+            number: lowest(node.spans[number], max(start, node.last, least[number])) for number, start in free.items()
+        }
         limit = min(start + size[number] for number, start in free.items())
-        if not self._fits(lows):
+        if not self.fits(lows):
             return
         for number, spans in node.spans.items():
             ends = {free[number]}
             if any(other in node.spans for other in self._c.partners[number]):
                 ends |= {high for _, high in spans if lowest(spans, high) == high}
             for at in ends:
-                if node.last <= at < limit and not self._came_before(node, placed, number, at):
+                if max(node.last, least[number]) <= at < limit and not self._came_before(node, placed, number, at):
                     node.tries.append((at, number))
         node.tries.sort(key=lambda each: (-each[0], -self._rank[each[1]]))
 
@@ -186,10 +225,12 @@ class _Search:
             return True
         return all(high != at for _, high in self._c.forbidden(number, placed, node.last))
 
-    def _fits(self, lows: dict[int, int]) -> bool:
+    def fits(self, lows: dict[int, int]) -> bool:
         """Return whether, at each step, what is still to come ends below the best height if stacked in order of least start."""
         size = self._c.size
         order = sorted(lows, key=lambda number: lows[number])
+        if any(low + size[number] >= self.height for number, low in lows.items()):
+            return False
         for step, alive in self._alive_at:
             top = 0
             saved = 0
