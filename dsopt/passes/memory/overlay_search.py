@@ -5,8 +5,9 @@ another one forbids it ends; sorted by offset, the buffers that hold one up come
 each buffer at such an end: the lowest that is free, or any, if a buffer with which it may share bytes is still to come.
 
 **What is cut.** Where a result and its operand are too large to lie apart, one lies over the other: along a chain of them each starts
-ahead of the next, which bounds all from below. A packing in which a buffer could move down (one still to come fits wholly below the next offset); equal offsets in
-more than one sequence; and, at each step, what is still to come stacked in order of its least offset, less what overlays save.
+ahead of the next, which leaves each a window to start in. A packing in which a buffer could move down (one still to come fits wholly
+below the next offset); equal offsets in more than one sequence; and, at each step, what is still to come stacked in order of its least
+offset, less what overlays save.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _Spans = tuple[tuple[int, int], ...]
 """Open intervals in which a buffer may not start."""
+
+_Way = tuple[tuple[int, int, int], ...]
+"""How two buffers may lie: each (low, high, lead) says that `high` starts at least `lead` above the start of `low`."""
+
+_ROUNDS = 50
 
 
 class Conflicts:
@@ -53,26 +59,49 @@ class Conflicts:
                 self.near[n].append(other)
                 self.near[other].append(n)
             alive.append(n)
+        found = (self._ways_of(n, other) for n, near in enumerate(self.near) for other in near if n < other)
+        self._ways = [ways for ways in found if ways]
 
-    def least_starts(self, height: int) -> list[int]:
-        """Return the lowest start of each buffer in any packing that ends at or below `height`; above it where there is none.
+    def windows(self, height: int) -> tuple[list[int], list[int]] | None:
+        """Return the lowest and highest start of each buffer in any packing that ends at or below `height`; None if there is none.
 
-        A pair that is too large to lie apart overlaps: the operand starts no less than the lead above the result.
+        Two buffers lie in one of a few ways, such as one above the other. Where the windows leave only one way, it narrows them:
+        constraint propagation as in disjunctive scheduling. Fewer rounds than it takes leave the windows wider.
         """
-        starts = [0] * len(self.size)
-        arcs = []
-        for (output, operand), (lead, is_exact) in self._lead.items():
-            if self.size[output] + self.size[operand] > height and (operand, output) not in self._lead:
-                arcs += [(output, operand, lead), (operand, output, 0)] if is_exact else [(output, operand, lead)]
-        for _ in range(len(arcs) + 1):
-            has_risen = False
-            for low, high, lead in arcs:
-                if starts[low] + lead > starts[high]:
-                    starts[high] = starts[low] + lead
-                    has_risen = True
-            if not has_risen or max(starts) > height:
+        least, most = [0] * len(self.size), [height - size for size in self.size]
+        for _ in range(_ROUNDS):
+            has_changed = False
+            for ways in self._ways:
+                possible = [way for way in ways if all(least[low] + lead <= most[high] for low, high, lead in way)]
+                if not possible:
+                    return None
+                if len(possible) > 1:
+                    continue
+                for low, high, lead in possible[0]:
+                    if least[low] + lead > least[high]:
+                        least[high], has_changed = least[low] + lead, True
+                    if most[high] - lead < most[low]:
+                        most[low], has_changed = most[high] - lead, True
+            if not has_changed:
                 break
-        return starts
+        return (least, most) if all(low <= high for low, high in zip(least, most, strict=True)) else None
+
+    def _ways_of(self, one: int, other: int) -> tuple[_Way, ...]:
+        """Return how two buffers that are alive together may lie; nothing where they may lie anyhow."""
+        pairs = [pair for pair in ((one, other), (other, one)) if pair in self._lead]
+        if len(pairs) == 2:
+            return ()
+        apart = (((one, other, self.size[one]),), ((other, one, self.size[other]),))
+        if not pairs:
+            return apart
+        output, operand = pairs[0]
+        lead, is_exact = self._lead[pairs[0]]
+        if is_exact:
+            return (*apart, ((output, operand, 0), (operand, output, 0)))
+        return (
+            ((output, operand, min(lead, self.size[output])),),
+            ((operand, output, self.size[operand]),),
+        )
 
     def forbidden(self, number: int, other: int, at: int) -> _Spans:
         """Return where a buffer may not start because another, alive with it, starts at `at`."""
@@ -131,8 +160,8 @@ def _raised(conflicts: Conflicts, low: int, high: int) -> int:
     """Return the lowest height from `low` to `high` that is not excluded before anything is placed, by halving."""
     while low < high:
         middle = (low + high) // 2
-        least = conflicts.least_starts(middle)
-        if _Search(conflicts, middle + 1, 0, 0).fits(dict(enumerate(least))):
+        windows = conflicts.windows(middle)
+        if windows is not None and _Search(conflicts, middle + 1, 0, 0).fits(dict(enumerate(windows[0]))):
             high = middle
         else:
             low = middle + 1
@@ -153,7 +182,7 @@ class _Search:
         self._c, self.height, self._bound, self._budget = conflicts, height, bound, budget
         self.best: list[int] | None = None
         self.nodes = 0
-        self._least = conflicts.least_starts(height - 1)
+        self._windows = conflicts.windows(height - 1)
         lives = conflicts.buffers
         weight = [size * (life.last - life.first + 1) for size, life in zip(conflicts.size, lives, strict=True)]
         order = sorted(range(len(lives)), key=lambda n: (-weight[n], -conflicts.size[n], n))
@@ -190,7 +219,7 @@ class _Search:
                 top = max(start + size for start, size in zip(starts, self._c.size, strict=True))
                 if top < self.height:
                     self.best, self.height = list(starts), top
-                    self._least = self._c.least_starts(top - 1)
+                    self._windows = self._c.windows(top - 1)
                 continue
             child = _Node(spans, at, [])
             self._list_tries(child, number)
@@ -201,19 +230,25 @@ class _Search:
         """List which buffer may come next and where; nothing if no packing of the rest is better than the best."""
         size = self._c.size
         free = {number: lowest(spans, 0) for number, spans in node.spans.items()}
-        least = self._least
+        if self._windows is None:
+            return
+        least, most = self._windows
         lows = {
             number: lowest(node.spans[number], max(start, node.last, least[number])) for number, start in free.items()
         }
         limit = min(start + size[number] for number, start in free.items())
-        if not self.fits(lows):
+        if any(low > most[number] for number, low in lows.items()) or not self.fits(lows):
             return
         for number, spans in node.spans.items():
             ends = {free[number]}
             if any(other in node.spans for other in self._c.partners[number]):
                 ends |= {high for _, high in spans if lowest(spans, high) == high}
             for at in ends:
-                if max(node.last, least[number]) <= at < limit and not self._came_before(node, placed, number, at):
+                if (
+                    max(node.last, least[number]) <= at < limit
+                    and at <= most[number]
+                    and not self._came_before(node, placed, number, at)
+                ):
                     node.tries.append((at, number))
         node.tries.sort(key=lambda each: (-each[0], -self._rank[each[1]]))
 
@@ -229,8 +264,6 @@ class _Search:
         """Return whether, at each step, what is still to come ends below the best height if stacked in order of least start."""
         size = self._c.size
         order = sorted(lows, key=lambda number: lows[number])
-        if any(low + size[number] >= self.height for number, low in lows.items()):
-            return False
         for step, alive in self._alive_at:
             top = 0
             saved = 0
