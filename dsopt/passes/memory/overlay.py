@@ -18,10 +18,10 @@ from dsopt.passes.memory.overlay_search import Conflicts, search
 _Pairs = Mapping[tuple[str, str], "Overlay"]
 """By the names of output and input."""
 
-_TRIES = 400
+_TRIES, _AIMED_TRIES = 400, 1_600
 """Moves that are tried after the fixed orders, for up to `_FEW` buffers."""
 _FEW = 400
-_SEARCH_WORK = 1_000_000
+_SEARCH_WORK = 4_000_000
 """Pairs of buffers that the search may look at: about a second."""
 
 
@@ -78,20 +78,29 @@ def plan_overlays(
 
 
 def _hill_climb(conflicts: Conflicts, bound: int) -> tuple[list[int], int]:
+    """Fit in fixed orders, then in orders with one buffer moved: any at first, then one of those below the highest."""
     lives = conflicts.buffers
     orders = [sorted(range(len(lives)), key=lambda number: key(lives[number])) for key in _ORDERS]
     random_ = random.Random(0)
-    best, best_top = conflicts.first_fit(orders[0])
-    current, current_top = orders[0], best_top
-    for attempt in range(1, len(orders) + (_TRIES if len(lives) <= _FEW else 0)):
+    current, (starts, top) = orders[0], conflicts.first_fit(orders[0])
+    best, best_top = starts, top
+    tries = len(orders) + (_TRIES + _AIMED_TRIES if len(lives) <= _FEW else 0)
+    for attempt in range(1, tries):
         if best_top <= bound:
             break
-        order = orders[attempt] if attempt < len(orders) else _moved(current, random_)
-        starts, top = conflicts.first_fit(order)
-        if top < best_top:
-            best, best_top = starts, top
-        if top <= current_top:
-            current, current_top = order, top
+        if attempt < len(orders):
+            order = orders[attempt]
+        elif attempt < len(orders) + _TRIES:
+            order = _moved(current, random_)
+        else:
+            highest = max(range(len(lives)), key=lambda number: (starts[number] + conflicts.size[number], -number))
+            chosen = random_.choice([highest, *conflicts.near[highest]])
+            order = _moved(current, random_, chosen)
+        found, end = conflicts.first_fit(order)
+        if end < best_top:
+            best, best_top = found, end
+        if end <= top:
+            current, starts, top = order, found, end
     return best, best_top
 
 
@@ -187,10 +196,11 @@ def _lower_bound(buffers: Sequence[Lifetime], saved: Mapping[int, int], alignmen
     return peak
 
 
-def _moved(order: Sequence[int], random_: random.Random) -> list[int]:
-    """Return the order with one buffer moved before another."""
+def _moved(order: Sequence[int], random_: random.Random, chosen: int | None = None) -> list[int]:
+    """Return the order with one buffer moved to another place."""
     moved = list(order)
-    moved.insert(random_.randrange(len(moved)), moved.pop(random_.randrange(len(moved))))
+    place = random_.randrange(len(moved))
+    moved.insert(place, moved.pop(random_.randrange(len(moved)) if chosen is None else moved.index(chosen)))
     return moved
 
 
