@@ -121,7 +121,7 @@ def _checked(
     capacity: int | None,
     nodes: int | None,
 ) -> tuple[Array, Array, Array]:
-    begins, ends, sizes = (np.asarray(values, np.int64).reshape(-1) for values in (first, end, size))
+    begins, ends, sizes = map(_integers, (first, end, size))
     if not len(begins) == len(ends) == len(sizes):
         raise ValueError(
             f"{len(begins)} first steps, {len(ends)} ends and {len(sizes)} sizes are not of the same buffers"
@@ -140,6 +140,13 @@ def _checked(
     if nodes is not None and nodes < 0:
         raise ValueError(f"the number of nodes is {nodes} and must not be negative")
     return begins, ends, sizes
+
+
+def _integers(values: Sequence[int] | Array) -> Array:
+    array = np.asarray(values).reshape(-1)
+    if len(array) and (array.dtype.kind not in "iu" or int(array.max()) > np.iinfo(np.int64).max):
+        raise ValueError(f"steps and sizes are integers of 64 bits, not {array.dtype} such as {array[0]}")
+    return array.astype(np.int64)
 
 
 def _default_nodes(part: Part, count: int, engine: Engine) -> int:

@@ -198,6 +198,12 @@ def test_lists_of_different_lengths_are_refused() -> None:
         pack([0], [1, 2], [3])
 
 
+@pytest.mark.parametrize("size", [[1.5], ["1"], [2**63], np.array([2**63], np.uint64), [2**70]])
+def test_sizes_that_are_no_integers_of_64_bits_are_refused(size: list[int]) -> None:
+    with pytest.raises(ValueError, match="integers of 64 bits"):
+        pack([0], [1], size)
+
+
 def test_steps_may_be_any_numbers() -> None:
     far = np.iinfo(np.int64)
     plan = pack([far.min, 0], [0, far.max], [5, 7])
@@ -227,7 +233,7 @@ def test_a_library_that_cannot_be_loaded_is_not_used(tmp_path: Path, monkeypatch
 
 def test_many_buffers_that_are_all_alive_together_are_stacked() -> None:
     count = 5_000
-    plan = pack(np.zeros(count), np.full(count, 9), np.arange(1, count + 1))
+    plan = pack(np.zeros(count, int), np.full(count, 9), np.arange(1, count + 1))
     assert plan.height == count * (count + 1) // 2
     assert plan.optimal
 
