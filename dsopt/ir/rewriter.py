@@ -80,17 +80,29 @@ class Rewriter:
 
     def set_parameters(self, values: Mapping[str, Tensor]) -> None:
         """Store several weights at once, for those whose shapes must change together. Raises KeyError."""
+        self._store(values, set())
+
+    def _store(self, values: Mapping[str, Tensor], changed: set[fx.Node]) -> None:
         nodes = {name: self.program.weight_node(name) for name in values}
         stored = {name: private.detached_copy(value) for name, value in values.items()}
         set_weights(self.program, {**self.program.weights, **stored}, self.program.signature)
         mode = private.fake_mode_of(self.program.graph)
-        changed: set[fx.Node] = set()
         for name, node in nodes.items():
             before, after = node.meta["val"], stored[name]
             if tuple(before.shape) != tuple(after.shape) or before.dtype != after.dtype:
                 node.meta["val"] = private.fake_tensor(mode, tuple(after.shape), after.dtype)
                 changed.update(node.users)
         self._retype(changed)
+
+    def resize(self, values: Mapping[str, Tensor], calls: Mapping[fx.Node, tuple[Any, Mapping[str, Any]]]) -> None:
+        """Store weights of other shapes and write calls anew, as (operator, arguments by name), that fit together only at once.
+
+        The types downstream are inferred again. Raises KeyError for an unknown weight.
+        """
+        for node, (op, named) in calls.items():
+            node.target = op
+            node.args, node.kwargs = private.call_arguments(op, named)
+        self._store(values, set(calls))
 
     def store_state(self, name: str, first: Tensor, update: fx.Node) -> None:
         """Give a state another first value, of the same shape but perhaps another dtype, and another node as its next value.

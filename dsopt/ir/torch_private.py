@@ -423,3 +423,27 @@ def target_from_text(text: str) -> Any:
         return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     module, _, name = text.rpartition(".")
     return getattr({"_operator": operator, "math": math, "torch": torch}[module], name)
+
+
+# ---- arguments by name ----
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of an operator call by the names in its schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if not argument.kwarg_only and position < len(node.args):
+            found[argument.name] = node.args[position]
+        else:
+            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return found
+
+
+def call_arguments(op: Any, named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return args and kwargs that call an operator with arguments by name; keywords that have their default are left out."""
+    arguments = op._schema.arguments
+    args = tuple(named[item.name] for item in arguments if not item.kwarg_only)
+    keywords = {item.name: named[item.name] for item in arguments if item.kwarg_only}
+    defaults = {item.name: item.default_value for item in arguments}
+    return args, {name: value for name, value in keywords.items() if value is not defaults[name]}

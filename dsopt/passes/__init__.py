@@ -13,6 +13,7 @@ PASSES: dict[str, str] = {
     "fuse-residual": "dsopt.passes.quantize.fuse_residual:FuseResidual",
     "lower-integer": "dsopt.passes.quantize:LowerInteger",
     "patch": "dsopt.passes.patch:Patch",
+    "prune": "dsopt.passes.prune:Prune",
     "quantize": "dsopt.passes.quantize:Quantize",
     "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
     "quantize-dynamic": "dsopt.passes.quantize:QuantizeDynamic",

@@ -1,0 +1,91 @@
+"""prune: channels that matter least leave the program, whatever its architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+from typing import ClassVar
+
+from dsopt.errors import UsageError
+from dsopt.ir import Program, Rewriter
+from dsopt.passes.base import Pass, PassContext
+from dsopt.passes.prune.channels import Channels
+from dsopt.passes.prune.choose import TOLERANCE, bundles_in_order, choose, kept_without, removed
+from dsopt.passes.prune.cost import Cost
+from dsopt.passes.prune.inference import AxisInference
+from dsopt.passes.prune.patterns import channels_of_layers
+from dsopt.passes.prune.report import pinned_lines, summary
+from dsopt.passes.prune.score import SCORES, score_channels
+from dsopt.passes.prune.shrink import shrink
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """conv2d(x, w[64, 32, 3, 3]) -> conv2d(x', w'[40, 20, 3, 3]), and all that hangs together with it.
+
+    ratio: the share of parameters or multiply-adds (`of`) that goes, met within half a point.  score: what a channel matters (l1, l2 or
+    bn).  scope: "global" compares channels of all layers, "local" takes about the same share of each group.  align: the widths that are
+    left are multiples of it.  keep: layers whose weights keep their shapes, as "head|features.*.conv".
+    """
+
+    name: ClassVar[str] = "prune"
+    ratio: float = 0.5
+    of: str = "params"
+    score: str = "l1"
+    scope: str = "global"
+    align: int = 1
+    keep: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratio, (int, float)) or not 0 < self.ratio < 1:
+            raise ValueError(f"ratio is {self.ratio!r} and must be between 0 and 1")
+        for name, value, known in (
+            ("of", self.of, ("params", "macs")),
+            ("score", self.score, SCORES),
+            ("scope", self.scope, ("global", "local")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r} and must be one of {', '.join(known)}")
+        if not isinstance(self.align, int) or self.align < 1:
+            raise ValueError(f"align is {self.align!r} and must be a whole number from 1 on")
+
+    def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
+        """Find the channels, choose those that go, and take them out."""
+        inference = AxisInference(program)
+        channels = Channels(inference)
+        cost = Cost(channels, self.of)  # type: ignore[arg-type]
+        frozen = channels_of_layers(channels, self.keep)
+        scores = score_channels(channels, self.score)  # type: ignore[arg-type]
+        bundles = bundles_in_order(channels, scores, self.scope, self.align, frozen)  # type: ignore[arg-type]
+        choice = choose(cost, bundles, float(self.ratio))
+        most = removed(cost, kept_without(channels, bundles))
+        if not channels.groups:
+            raise _nothing_to_cut(program)
+        if most + TOLERANCE < self.ratio:
+            raise self._out_of_reach(program, most)
+        rewriter.notes += summary(channels, choice.keep)
+        if abs(choice.ratio - self.ratio) > TOLERANCE:
+            rewriter.notes.append(f"ratio={self.ratio:g} falls between two steps: {choice.ratio:.4f} is the nearest")
+        shrink(channels, choice.keep, rewriter)
+
+    def _out_of_reach(self, program: Program, most: float) -> UsageError:
+        """Say how far the ratio goes, and what stands in the way."""
+        what = {"params": "parameters", "macs": "multiply-adds"}[self.of]
+        others = " with a smaller align or fewer layers in keep" if self.align > 1 or self.keep else ""
+        return UsageError(
+            "DS0370",
+            f"ratio={self.ratio:g} cannot be reached: at most {100 * most:.1f} % of the {what} can go",
+            where="\n".join(pinned_lines(program)),
+            why="some of every layer stays, and what is listed cannot be cut",
+            fix=f"ask for ratio={floor(1000 * most) / 1000:g} or less" + (f", or try again{others}" if others else ""),
+        )
+
+
+def _nothing_to_cut(program: Program) -> UsageError:
+    return UsageError(
+        "DS0371",
+        "the model has no channels that can be removed",
+        where="\n".join(pinned_lines(program)),
+        why="every channel is an input or an output, is tied to one, or meets an operator that keeps it",
+        fix="dsopt inspect MODEL --groups shows the groups and what keeps them",
+    )

@@ -1,0 +1,119 @@
+"""Choose the channels that go: an order by importance, and how far to follow it.
+
+Channels go in bundles, so that what is left of a group is a multiple of what the alignment asks for. The order says which bundle goes
+first; the longest beginning of it that does not remove too much is found by bisection, because every further bundle removes more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Literal
+
+import numpy as np
+
+from dsopt.passes.prune.channels import Channels, Group, Keep
+from dsopt.passes.prune.cost import Cost
+from dsopt.passes.prune.score import Scores
+from dsopt.passes.prune.slots import Ids
+
+Scope = Literal["global", "local"]
+
+TOLERANCE = 0.005
+"""A ratio is met if it is met within half a point."""
+
+_ATTEMPTS = 200
+"""Bundles behind the point where the bisection ends that are tried one by one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The channels to keep, and the share of the cost that goes with the others."""
+
+    keep: Keep
+    ratio: float
+
+
+def bundles_in_order(
+    channels: Channels, scores: Scores, scope: Scope, align: int, frozen: Keep
+) -> Sequence[Ids]:  # fmt: skip
+    """Return the bundles that may go, the one that matters least first.
+
+    global: by score, across all groups.  local: so that at each point about the same share of every group has gone.
+    frozen: channels that stay. The best channels of every row of indices stay, too: no layer loses all.
+    """
+    protected = frozen | _protected(channels, scores)
+    found: list[tuple[float, int, Ids]] = []
+    for number, group in enumerate(channels.groups):
+        order = group.channels[np.argsort(scores[group.channels], kind="stable")]
+        unit = alignment_unit(channels, group, align)
+        first = len(order) % unit or unit
+        for high in range(first, len(order) + 1 - (unit if unit > 1 else 0), unit):
+            bundle = order[max(high - unit, 0) : high]
+            if not protected[bundle].any():
+                key = float(scores[bundle].mean()) if scope == "global" else high / len(order)
+                found.append((key, number, bundle))
+    return [bundle for _, _, bundle in sorted(found, key=lambda item: item[:2])]
+
+
+def _protected(channels: Channels, scores: Scores) -> Keep:
+    """Keep the index of each row whose least channel matters most."""
+    result = np.zeros(channels.count + 1, np.bool_)
+    padded = np.append(scores, np.inf)
+    of_cell = padded[channels.cells].min(axis=1)
+    for row in channels.rows:
+        result[channels.cells[row[np.argmax(of_cell[row])]]] = True
+    return result[: channels.count]
+
+
+def alignment_unit(channels: Channels, group: Group, align: int) -> int:
+    """Return how many channels of a group go at once, so that every dimension they are in stays a multiple of `align`.
+
+    A channel that stands for a run of indices, such as a head, brings the length of the run with it.
+    """
+    unit = 1
+    for use in group.uses:
+        has_it = (channels.cells[channels.rows[use.row]] == group.channels[0]).any(axis=1)
+        start = int(np.argmax(has_it))
+        stops = np.flatnonzero(~has_it[start:])
+        run = int(stops[0]) if len(stops) else len(has_it) - start
+        unit = max(unit, align // gcd(align, run * use.inner))
+    return unit
+
+
+def choose(cost: Cost, bundles: Sequence[Ids], ratio: float) -> Choice:
+    """Follow the order until `ratio` of the cost is gone, as near as it goes; the caller sees how near that is."""
+    low, high = 0, len(bundles)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if removed(cost, kept_without(cost.channels, bundles[:middle])) <= ratio:
+            low = middle
+        else:
+            high = middle - 1
+    keep = kept_without(cost.channels, bundles[:low])
+    best = Choice(keep, removed(cost, keep))
+    candidates = [best]
+    for bundle in bundles[low : low + _ATTEMPTS]:
+        if abs(best.ratio - ratio) <= TOLERANCE / 5:
+            break
+        keep = best.keep.copy()
+        keep[bundle] = False
+        tried = Choice(keep, removed(cost, keep))
+        candidates.append(tried)
+        if tried.ratio <= ratio:
+            best = tried
+    return min(candidates, key=lambda choice: abs(choice.ratio - ratio))
+
+
+def kept_without(channels: Channels, gone: Sequence[Ids]) -> Keep:
+    """Tell of each channel whether it is in none of these bundles."""
+    keep = np.ones(channels.count, np.bool_)
+    if gone:
+        keep[np.concatenate(gone)] = False
+    return keep
+
+
+def removed(cost: Cost, keep: Keep) -> float:
+    """Return the share of the cost that goes with the channels that are not kept."""
+    return 1 - cost(keep) / cost.total if cost.total else 0.0

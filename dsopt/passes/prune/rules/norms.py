@@ -1,0 +1,84 @@
+"""Normalisations: scales, shifts and statistics go with their channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from dsopt.passes.prune.rules.base import Call, Named, Resize, Result, Rule, Unknown, Widths, rank, tensor
+
+if TYPE_CHECKING:
+    from dsopt.passes.prune.inference import AxisInference
+
+
+def _by_channel(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Batch and instance normalisation: each channel, the second dimension, stands alone."""
+    x = tensor(named["input"])
+    if rank(x) < 2:
+        raise Unknown("its operand has no dim of channels")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if named[name] is not None:
+            inference.tie(tensor(named[name]), 0, inference.dim(x, 1))
+    return inference.axes(x)
+
+
+def _trailing(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Layer and RMS normalisation: statistics over the last dimensions, of the channels that are there."""
+    x = tensor(named["input"])
+    first = rank(x) - len(named["normalized_shape"])
+    axes = inference.axes(x)
+    for name in ("weight", "bias"):
+        if named.get(name) is not None:
+            for index, expr in enumerate(axes[first:]):
+                inference.tie(tensor(named[name]), index, expr)
+    inference.uses_statistics(*axes[first:])
+    return axes
+
+
+def _resize_trailing(widths: Widths, node: fx.Node, named: Named) -> Call | None:
+    x = tensor(named["input"])
+    sizes = list(named["normalized_shape"])
+    exprs = widths.inference.axes(x)[rank(x) - len(sizes) :]
+    new = [size if isinstance(size, fx.Node) else widths.kept(expr) for size, expr in zip(sizes, exprs, strict=True)]
+    return None if new == sizes else (node.target, {**named, "normalized_shape": new})
+
+
+def _group_norm(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Whole groups can go, which leaves the statistics of the others alone; where there is one group, its channels can."""
+    x, groups = tensor(named["input"]), named["num_groups"]
+    size = inference.shape(x)[1]
+    if not isinstance(size, int):
+        raise Unknown("its number of channels varies")
+    channels = inference.dim(x, 1)
+    if groups == 1:
+        inference.uses_statistics(channels)
+    else:
+        group, within = inference.regroup(channels, groups, size // groups)
+        inference.pin(within, "statistics are taken over each group of it")
+        inference.remember("groups", group)
+    for name in ("weight", "bias"):
+        if named[name] is not None:
+            inference.tie(tensor(named[name]), 0, channels)
+    return inference.axes(x)
+
+
+def _resize_groups(widths: Widths, node: fx.Node, named: Named) -> Call | None:
+    group = widths.inference.memory.get((node, "groups"))
+    if group is None or widths.kept(group) == named["num_groups"]:
+        return None
+    return node.target, {**named, "num_groups": widths.kept(group)}
+
+
+RULES: dict[str, Rule] = {
+    "batch_norm": _by_channel,
+    "instance_norm": _by_channel,
+    "layer_norm": _trailing,
+    "rms_norm": _trailing,
+    "group_norm": _group_norm,
+}
+RESIZES: dict[str, Resize] = {
+    "layer_norm": _resize_trailing,
+    "rms_norm": _resize_trailing,
+    "group_norm": _resize_groups,
+}

@@ -1,0 +1,73 @@
+"""Sums, means, softmax and other operators over whole dimensions.
+
+A sum or a mean over channels is one over the channels that are there. What picks an element or depends on the order of the elements
+keeps the dimension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from dsopt.passes.prune.rules.base import Named, Result, Rule, axis, axis_list, each, rank, tensor
+
+if TYPE_CHECKING:
+    from dsopt.passes.prune.inference import AxisInference
+
+
+def _reduced(inference: AxisInference, node: fx.Node, x: fx.Node, dims: tuple[int, ...], keepdim: bool) -> Result:
+    axes = inference.axes(x)
+    out = tuple(
+        () if index in dims else expr for index, expr in enumerate(axes) if keepdim or index not in dims
+    )  # fmt: skip
+    value = node.meta["val"]
+    return [out] * len(value) if isinstance(value, (tuple, list)) else out
+
+
+def _sum(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    x = tensor(named["self"])
+    dims = axis_list(named.get("dim"), rank(x))
+    inference.uses_statistics(*(inference.dim(x, dim) for dim in dims))
+    return _reduced(inference, node, x, dims, bool(named.get("keepdim", False)))
+
+
+def _pick(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """max, argmax, prod and the like: one element may decide, so none may go."""
+    x = tensor(named["self"])
+    if named.get("other") is not None:
+        return inference.broadcast([x, tensor(named["other"])], tuple(node.meta["val"].shape))
+    dims = axis_list(named.get("dim"), rank(x))
+    inference.pin_dims(x, dims, "one element of it decides")
+    return _reduced(inference, node, x, dims, bool(named.get("keepdim", False)))
+
+
+def _along(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Softmax and cumulative sums: of the shape of the operand, and each element depends on all of the dimension."""
+    x = tensor(named["self"])
+    dims = axis_list(named.get("dim", -1), rank(x))
+    inference.pin_dims(x, dims, "each element of it depends on all")
+    axes = inference.axes(x)
+    value = node.meta["val"]
+    return [axes] * len(value) if isinstance(value, (tuple, list)) else axes
+
+
+def _similarity(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    a, b = tensor(named["x1"]), tensor(named["x2"])
+    dims = max(rank(a), rank(b))
+    place = axis(named["dim"], dims)
+    shapes = (inference.shape(a), inference.shape(b))
+    sizes = [max((s[i - dims] for s in shapes if len(s) >= dims - i), key=lambda size: size != 1) for i in range(dims)]
+    axes = inference.broadcast([a, b], sizes)
+    return (*axes[:place], *axes[place + 1 :])
+
+
+RULES: dict[str, Rule] = {
+    **each("sum mean var std var_mean std_mean linalg_vector_norm norm nansum frobenius_norm", _sum),
+    **each("max min amax amin argmax argmin prod any all logsumexp median mode nanmean aminmax", _pick),
+    **each(
+        "softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort",
+        _along,
+    ),
+    "cosine_similarity": _similarity,
+}
