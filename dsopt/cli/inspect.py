@@ -14,6 +14,7 @@ from dsopt.errors import UsageError
 
 if TYPE_CHECKING:
     from dsopt.artifact import Artifact
+    from dsopt.ir import Program
     from dsopt.measure.inspect import Inspection
 
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option("--target", "-t", help="Also list everything that this target cannot run.")
 @click.option("--text", is_flag=True, help="Show the program itself, one line an operator.")
+@click.option("--groups", is_flag=True, help="Show which channels can be pruned together, and what keeps the others.")
 @reading_models
 @speaking
 def command(
-    console: Output, model: str, target: str | None, text: bool, input: tuple[str, ...], dim: dict[str, int],
+    console: Output, model: str, target: str | None, text: bool, groups: bool, input: tuple[str, ...], dim: dict[str, int],
     trust_pickle: bool,
 ) -> int:  # fmt: skip
     """Show what MODEL holds: layers, shapes, parameters, multiply-adds; with --target all blockers at once. Or an artifact's content.
@@ -34,9 +36,11 @@ def command(
     from dsopt.artifact.reading import is_artifact
 
     if is_artifact(Path(model)):
-        if target is not None or text:
+        if target is not None or text or groups:
             raise UsageError(
-                "DS0909", f"{model} is an artifact, which is compiled already", fix="--target and --text are for models"
+                "DS0909",
+                f"{model} is an artifact, which is compiled already",
+                fix="--target, --text and --groups are for models",
             )
         return _show_artifact(console, model)
     from dsopt import api
@@ -47,9 +51,31 @@ def command(
     with console.bars() as progress:
         progress(0, 1, "reading")
         program = api.load_model(model, input, dim, trust_pickle)
+        if groups:
+            return _show_groups(console, model, program)
         found = inspect(program, chosen)
     console.result({"model": model, **found.as_dict()}, program.text() if text else _model_text(found))
     return 3 if found.blockers else 0
+
+
+def _show_groups(console: Output, model: str, program: Program) -> int:
+    from dsopt.passes.prune.report import report_groups, shortened
+
+    found = report_groups(program)
+    free, pinned = [each for each in found if not each.pinned], [each for each in found if each.pinned]
+    text = table(
+        ["channels of", "count", "the first is", "parameters each", "multiply-adds each", "layers"],
+        [
+            (each.name, each.size, each.first, each.parameters, each.multiply_adds, shortened(each.layers))
+            for each in free
+        ],
+    )
+    text = text if free else "No channels can be pruned.\n"
+    kept = table(["kept channels of", "count", "by"], [(each.name, each.size, each.pinned) for each in pinned])
+    console.result(
+        {"model": model, "groups": [each.as_dict() for each in found]}, text + (f"\n{kept}" if pinned else "")
+    )
+    return 0
 
 
 def _model_text(found: Inspection) -> str:

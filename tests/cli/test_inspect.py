@@ -52,3 +52,25 @@ def test_an_altered_artifact_is_refused(run: Run, artifact: Path) -> None:
     content[len(content) // 2] ^= 1
     Path("altered.dsopt").write_bytes(content)
     assert "truncated or altered" in run("inspect", "altered.dsopt", code=2).stderr
+
+
+def test_the_groups_of_channels_are_shown_with_what_they_carry(run: Run, run_json: Callable[..., Any]) -> None:
+    found = run_json("inspect", TINY, "--groups")
+    assert found["groups"] == [
+        {"name": "first", "size": 8, "first": "0", "parameters": 8, "multiply_adds": 14, "layers": ["first", "second"], "pinned": ""},
+        {"name": "second", "size": 3, "first": "0", "parameters": 9, "multiply_adds": 16, "layers": ["second"],
+         "pinned": "the output: it is an output of the program"},
+    ]  # fmt: skip
+    text = run("inspect", TINY, "--groups").stdout
+    assert text.splitlines()[1].split() == ["first", "8", "0", "8", "14", "first,", "second"]
+    assert "it is an output of the program" in text
+
+
+def test_heads_and_unknown_operators_are_named(run_json: Callable[..., Any], run: Run) -> None:
+    groups = run_json("inspect", "models.gpt:gpt", "--groups")["groups"]
+    assert [(each["name"], each["size"], each["first"]) for each in groups][:4] == [
+        ("tokens", 64, "0"), ("layers.0.attention.qkv", 4, "0-15, 64-79, 128-143"), ("layers.0.attention.qkv", 16, "0, 16, 32, ..."),
+        ("layers.0.attention.qkv", 16, "128, 144, 160, ..."),
+    ]  # fmt: skip
+    text = run("inspect", "tests.cli.models:unsupported", "--groups").stdout
+    assert text == "No channels can be pruned.\n"

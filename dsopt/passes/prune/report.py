@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ from dsopt.passes.prune.inference import AxisInference
 class GroupReport:
     """One group under the user's names.
 
-    name: the layer that makes its channels.  size: how many they are.  parameters, multiply_adds: what one of them carries.  layers: all
-    that it touches.  pinned: why it cannot be cut, "" if it can.
+    name: the layer that makes its channels.  size: how many they are.  first: the indices that the first one is in the layer's weight,
+    as "0-15, 64-79" for a head.  parameters, multiply_adds: what goes with it.  layers: all that it touches.  pinned: why the group
+    cannot be cut, "" if it can.
     """
 
     name: str
     size: int
+    first: str
     parameters: int
     multiply_adds: int
     layers: tuple[str, ...]
@@ -37,26 +40,42 @@ def report_groups(program: Program) -> tuple[GroupReport, ...]:
     """Return every group of a program, those that are pinned too, in the order of the program."""
     channels = Channels(AxisInference(program), with_pinned=True)
     costs = Cost(channels, "params"), Cost(channels, "macs")
-    return tuple(_report(program, channels, group, *costs) for group in channels.groups)
+    order = _first_readers(program)
+    return tuple(_report(channels, group, order, *costs) for group in channels.groups)
 
 
-def _report(program: Program, channels: Channels, group: Group, parameters: Cost, multiply_adds: Cost) -> GroupReport:
+def _first_readers(program: Program) -> dict[str, int]:
+    """Return for each weight the place of the first operator that reads it: what makes channels stands before what reads them."""
+    places = {node: place for place, node in enumerate(program.graph.nodes)}
+    pairs = zip(program.placeholders, program.signature.weights, strict=False)
+    return {spec.name: min((places[user] for user in node.users), default=0) for node, spec in pairs}
+
+
+def _report(
+    channels: Channels, group: Group, order: dict[str, int], parameters: Cost, multiply_adds: Cost
+) -> GroupReport:
     keep = np.ones(channels.count, np.bool_)
     keep[group.channels[0]] = False
+    maker = min(group.uses, key=lambda use: order[use.weight])
+    weights = sorted(group.weights, key=lambda weight: order[weight])
+    node = channels.inference.program.weight_node(maker.weight)
     return GroupReport(
-        group_name(group),
+        layer_of(maker.weight),
         len(group.channels),
+        _ranges(np.flatnonzero(~channels.mask(channels.inference.dim(node, maker.dim), keep)).tolist()),
         parameters.total - parameters(keep),
         multiply_adds.total - multiply_adds(keep),
-        tuple(dict.fromkeys(layer_of(weight) for weight in group.weights)),
+        tuple(dict.fromkeys(layer_of(weight) for weight in weights)),
         "; ".join(channels.pin_texts(group.channels)),
     )
 
 
-def group_name(group: Group) -> str:
-    """Return the layer whose weight makes the channels: the first that has them in its first dimension."""
-    makers = [use.weight for use in group.uses if use.dim == 0] or [group.uses[0].weight]
-    return layer_of(makers[0])
+def _ranges(indices: list[int]) -> str:
+    """Return "0-15, 64-79" of sorted indices, the first three ranges."""
+    starts = [index for place, index in enumerate(indices) if place == 0 or indices[place - 1] != index - 1]
+    stops = [index for place, index in enumerate(indices) if [index + 1] != indices[place + 1 : place + 2]]
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True)]
+    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
 
 
 def layer_of(weight: str) -> str:
@@ -71,11 +90,13 @@ def pinned_lines(program: Program) -> list[str]:
         if group.pinned:
             layers.setdefault(group.pinned, {})[group.name] = group.size
     return [
-        ", ".join(f"{name} ({size})" for name, size in list(named.items())[:6])
-        + (f" and {len(named) - 6} more" if len(named) > 6 else "")
-        + f": {why}"
-        for why, named in layers.items()
+        shortened([f"{name} ({size})" for name, size in named.items()]) + f": {why}" for why, named in layers.items()
     ]
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """Return names as text, no more than a reader wants."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def summary(channels: Channels, keep: Keep) -> list[str]:
