@@ -78,7 +78,7 @@ class Channels:
         self._read_weights()
         self._read_values()
         self.count = len(self.roots)
-        width = max(len(cell) for cell in self._cell_sets)
+        width = max(1, *(len(cell) for cell in self._cell_sets))
         padded = [[*cell, *[self.count] * (width - len(cell))] for cell in self._cell_sets]
         self.cells = np.array(padded, np.int32).reshape(len(padded), width)
         self.groups = self._groups()
