@@ -101,6 +101,7 @@ def build(
     gate: Gate | None = None,
     calibration_samples: int = CALIBRATION_SAMPLES,
     io: Literal["float", "int8"] = "float",
+    optimize: Literal["speed", "balanced", "ram", "flash"] = "balanced",
 ) -> Build:
     """Compile a program and keep what was learned on the way.
 
@@ -108,7 +109,8 @@ def build(
     input name, or feeds.  `calibration_samples` of them, drawn by the seed, calibrate; the rest are judged by `gate`; some are used
     for the check, which takes seeded inputs otherwise.  tolerance: largest max|a-b| / max|b| of an output; quantised code is
     compared with the quantised program, and not with the float one.  io: "int8" for microcontroller code that takes and gives the
-    integers that it works with; running an artifact from Python takes and gives real numbers either way.
+    integers that it works with; running an artifact from Python takes and gives real numbers either way.  optimize: what
+    code for a microcontroller is made for; "ram" runs first layers patch by patch, at the price of up to half the products again.
     Raises UnsupportedOpError with all blockers, PassError, BudgetError, ToolchainError, and CheckError where the emitted code
     disagrees with the program, or misses the gate.
     """
@@ -118,7 +120,7 @@ def build(
     pipeline = _pipeline(backend, target, passes)
     if io == "int8" and target.kind != "mcu":
         raise UsageError("DS0308", f"{target.name} has no ports of integers", fix="leave --io out, or compile for mcu")
-    options = EmitOptions(name, seed, progress, io == "int8")
+    options = EmitOptions(name, seed, progress, io == "int8", optimize)
     samples = None if data is None else read_samples(program, data, gate.labels if gate else LABELS)
     job = Job(program, target, backend, samples, calibration_samples, options, tolerance, dump)
     if gate is None:

@@ -48,13 +48,15 @@ def _no_progress(done: int, total: int, what: str) -> None:
 class EmitOptions:
     """What `emit` is told beside program and target. progress(done, total, what) shows a bar; `name` becomes a C identifier.
 
-    integer_ports: take inputs and give outputs as the integers that the code works with, where nothing but rounding is between.
+    optimize: what code is made for, "speed", "ram", "flash" or "balanced".  integer_ports: take inputs and give outputs as the integers
+    that the code works with, where nothing but rounding is between.
     """
 
     name: str = "model"
     seed: int = 0
     progress: Callable[[int, int, str], None] = _no_progress
     integer_ports: bool = False
+    optimize: str = "balanced"
 
 
 @runtime_checkable

@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     "--io", type=click.Choice(["float", "int8"]), default="float", show_default=True,
     help="What a quantised model for a microcontroller takes and gives.",
 )  # fmt: skip
+@click.option(
+    "--optimize", type=click.Choice(["speed", "balanced", "ram", "flash"]), default="balanced", show_default=True,
+    help="What code for a microcontroller is made for.",
+)  # fmt: skip
 @click.option("--explain", is_flag=True, help="Say what each pass changed, and what it left alone and why.")
 @click.option(
     "--dump", type=click.Path(file_okay=False, path_type=Path), help="Write the program after each pass to this folder."
@@ -64,10 +68,11 @@ if TYPE_CHECKING:
 @speaking
 def command(
     console: Output, model: str, target: str | None, board: str | None, boards: tuple[Path, ...], ram: str | None,
-    flash: str | None, instructions: str | None, strict: bool, passes: str | None, data: Path | None, tolerance: float,
-    name: str, seed: int, explain: bool, dump: Path | None, fail_on: tuple[str, ...], metric: str | None,
-    max_drop: float | None, fallback: str, labels: str | None, calibration_samples: int, io: Literal["float", "int8"],
-    input: tuple[str, ...], dim: dict[str, int], trust_pickle: bool, output: Path | None,
+    flash: str | None, instructions: str | None, strict: bool, passes: str | None, data: Path | None,
+    tolerance: float, name: str, seed: int, explain: bool, dump: Path | None, fail_on: tuple[str, ...],
+    metric: str | None, max_drop: float | None, fallback: str, labels: str | None, calibration_samples: int,
+    io: Literal["float", "int8"], optimize: Literal["speed", "balanced", "ram", "flash"], input: tuple[str, ...],
+    dim: dict[str, int], trust_pickle: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Compile MODEL: a .pt2, .onnx or .pt file, or package.module:factory.
 
@@ -96,6 +101,7 @@ def command(
             gate=gate,
             calibration_samples=calibration_samples,
             io=io,
+            optimize=optimize,
         )
         _refuse(build, fail_on)
         if strict:

@@ -90,6 +90,10 @@ class CudaTarget(Target):
         return "cuda" if self.archs == DEFAULT_CUDA_ARCHS else "cuda:" + "+".join(self.archs)
 
 
+LEAST_BYTES = 1024
+"""The smallest memory that a target may have."""
+
+
 @dataclass(frozen=True)
 class McuTarget(Target):
     """A microcontroller core with its memories, in bytes, or a board. A program that needs more is refused with a BudgetError.
@@ -115,7 +119,7 @@ class McuTarget(Target):
         if self.instructions is not None and not 1 <= self.instructions <= 1 << 53:
             raise UsageError("DS0904", f"instructions={self.instructions} is no limit", fix="give a number above 0")
         for label, value in (("ram_bytes", self.ram_bytes), ("flash_bytes", self.flash_bytes)):
-            if not 1024 <= value <= 1 << 28:
+            if not LEAST_BYTES <= value <= 1 << 28:
                 raise UsageError(
                     "DS0904", f"{label}={value} is not a memory size", fix="give 1 KiB to 256 MiB, in bytes"
                 )

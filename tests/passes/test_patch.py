@@ -153,6 +153,18 @@ def test_a_chip_with_less_memory_than_whole_layers_need_gets_patches() -> None:
     np.testing.assert_array_equal(got, want.numpy())
 
 
+@pytest.mark.mcu
+def test_code_made_for_ram_runs_in_patches_where_that_takes_less() -> None:
+    program = chain()
+    whole = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions())
+    small = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions(optimize="ram"))
+    assert small.manifest["memory"]["ram_bytes"] < whole.manifest["memory"]["ram_bytes"]
+    x = torch.from_numpy(integers(np.random.default_rng(6), (1, 3, 24, 20)))
+    (want,) = program.run(x)
+    (got,) = open_executor(small).run({program.signature.inputs[0].name: x.numpy()}).values()
+    np.testing.assert_array_equal(got, want.numpy())
+
+
 def test_what_fits_in_no_patches_is_refused() -> None:
     with pytest.raises(BudgetError, match="DS0601"):
         McuBackend().emit(chain(), McuTarget("cortex-m4", ram_bytes=2048), EmitOptions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import dsopt
@@ -14,16 +15,18 @@ from dsopt.backends.mcu.harness import harness_tables
 from dsopt.backends.mcu.header import Interface
 from dsopt.backends.mcu.layers import add_traces, layer_rows
 from dsopt.backends.mcu.pipeline import pipeline
-from dsopt.backends.mcu.place import place
+from dsopt.backends.mcu.place import Placement, place
 from dsopt.errors import BudgetError, ToolchainError
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass, PassManager, parse_pipeline
-from dsopt.passes.patch.plan import choices
+from dsopt.passes.patch.plan import Choice, choices, products
 from dsopt.runtime.executor import Executor
-from dsopt.target import McuTarget, Target, core_of
+from dsopt.target import LEAST_BYTES, McuTarget, Target, core_of
 
 _MOST_CHOICES = 16
 """Ways to run in patches that are tried, the cheapest first."""
+_MOST_PRODUCTS = 1.5
+"""Times the products of a whole run that patches may compute for the sake of RAM that would not be needed."""
 
 
 class McuBackend:
@@ -52,19 +55,50 @@ class McuBackend:
         assert isinstance(target, McuTarget)
         refuse(self.unsupported(program, target), target)
         try:
-            return self._emit(program, target, options)
+            whole = self._emit(program, target, options)
         except BudgetError as problem:
             if problem.code != RAM_EXCEEDED:
                 raise
-            patched = self._emit_patched(program, target, options)
+            patched = self._emit_patched(program, target, options, self._fitting(program, target))
             if patched is None:
                 raise
             return patched
+        if options.optimize != "ram":
+            return whole
+        least = dataclasses.replace(target, ram_bytes=max(whole.manifest["memory"]["ram_bytes"] - 1, LEAST_BYTES))
+        return self._emit_patched(program, least, options, self._smallest(program, least, options)) or whole
 
-    def _emit_patched(self, program: Program, target: McuTarget, options: EmitOptions) -> Artifact | None:
-        """Emit the program with its first layers in patches, as few more products as fit into RAM; None if nothing does."""
+    def _fitting(self, program: Program, target: McuTarget) -> list[Choice]:
+        """Return the ways in patches that may fit into RAM, those with the fewest products first."""
         room = target.ram_bytes - sum(program.weights[state.name].nbytes for state in program.states)
-        for choice in choices(program, room + room // 8)[:_MOST_CHOICES]:  # estimates are high
+        return choices(program, room + room // 8)[:_MOST_CHOICES]  # estimates are high
+
+    def _smallest(self, program: Program, target: McuTarget, options: EmitOptions) -> list[Choice]:
+        """Return ways in patches that do not compute too much twice, those with the smallest arena first."""
+        most = products(program) * _MOST_PRODUCTS
+        found = [choice for choice in choices(program, target.ram_bytes) if choice.products <= most]
+        least = min((choice.ram_bytes for choice in found), default=0)
+        near = [choice for choice in found if choice.ram_bytes <= least + least // 10][: _MOST_CHOICES // 2]
+        smallest = sorted(found, key=lambda choice: (choice.ram_bytes, choice.products))[: _MOST_CHOICES // 2]
+        tried = list(dict.fromkeys((*near, *smallest)))
+        arenas = {choice: self._arena_bytes(choice, program, target, options) for choice in tried}
+        return sorted(tried, key=lambda choice: (arenas[choice], choice.products))
+
+    def _arena_bytes(self, choice: Choice, program: Program, target: McuTarget, options: EmitOptions) -> int:
+        rewritten, _ = PassManager((choice.patch,)).run(program)
+        return self._placed(rewritten, target, options, False).plan.arena_bytes
+
+    def _placed(self, program: Program, target: McuTarget, options: EmitOptions, reorder: bool) -> Placement:
+        from dsopt.backends.mcu.kernels import special_lowerings
+        from dsopt.backends.tir.lower import lower
+
+        return place(lower(program, special_lowerings(target, options.optimize), options.integer_ports), reorder)
+
+    def _emit_patched(
+        self, program: Program, target: McuTarget, options: EmitOptions, ways: Sequence[Choice]
+    ) -> Artifact | None:
+        """Emit the program with its first layers in patches, in the first way that fits into RAM; None if none does."""
+        for choice in ways:
             rewritten, _ = PassManager((choice.patch,)).run(program)
             try:
                 artifact = self._emit(rewritten, target, options, reorder=False)
@@ -77,16 +111,16 @@ class McuBackend:
         return None
 
     def _emit(self, program: Program, target: McuTarget, options: EmitOptions, reorder: bool = True) -> Artifact:
-        from dsopt.backends.mcu.kernels import special_lowerings
         from dsopt.backends.mcu.measure import build_and_measure
-        from dsopt.backends.tir.lower import lower
 
         options.progress(0, 3, "lowering to loops")
-        placement = place(lower(program, special_lowerings(target), options.integer_ports), reorder)
+        placement = self._placed(program, target, options, reorder)
         rows = layer_rows(program, placement)
         check_plan(placement, target, rows)
         options.progress(1, 3, "generating C")
-        sources = generate(program, placement, options.name, target.name, dsopt.__version__, options.seed)
+        sources = generate(
+            program, placement, options.name, target.name, dsopt.__version__, options.seed, options.optimize == "flash"
+        )
         options.progress(2, 3, "building and measuring")
         functions = [kernel.name for kernel in placement.program.kernels]
         built = {name: text for name, text in sources.files.items() if name not in ("run_tests.c", "test_vectors.c")}

@@ -44,8 +44,13 @@ def interface(program: Program, loops: LoopProgram) -> Interface:
     )
 
 
-def generate(program: Program, placement: Placement, name: str, target: str, version: str, seed: int) -> Sources:
-    """Write all C files of a placed program. Deterministic: the same program gives the same bytes."""
+def generate(
+    program: Program, placement: Placement, name: str, target: str, version: str, seed: int, is_small: bool = False
+) -> Sources:
+    """Write all C files of a placed program. Deterministic: the same program gives the same bytes.
+
+    is_small: all loops are to be compiled for size.
+    """
     loops = placement.program
     names, ports = Names.of(name), interface(program, loops)
     overlapping = {kernel.name for kernel in loops.kernels if kernel.overlaps}
@@ -53,7 +58,7 @@ def generate(program: Program, placement: Placement, name: str, target: str, ver
     micro = micro_kernels(loops)
     files = {
         **({"kernels.h": kernels_header(micro, target)} if micro else {}),
-        "model.c": model_source(names, ports, placement, functions, target),
+        "model.c": model_source(names, ports, placement, functions, target, is_small),
         "weights.c": weights_source(names, loops, target),
     }
     if any(function.helpers for function in functions.values()):

@@ -14,10 +14,15 @@ from dsopt.passes.memory.arena import ALIGNMENT
 
 
 def model_source(
-    names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction], target: str
+    names: Names,
+    ports: Interface,
+    placement: Placement,
+    functions: Mapping[str, CFunction],
+    target: str,
+    is_small: bool = False,
 ) -> str:
-    """Return the text of model.c."""
-    writer = _Writer(names, ports, placement, functions)
+    """Return the text of model.c. is_small: all layers are to be compiled for size."""
+    writer = _Writer(names, ports, placement, functions, is_small)
     reset, run = writer.reset(), writer.run()
     helpers = sorted({helper for function in functions.values() for helper in function.helpers})
     includes = ['#include "dsopt_math.h"\n'] if helpers else []
@@ -75,8 +80,9 @@ def _shared_loops(functions: Mapping[str, CFunction]) -> dict[str, str]:
 
 class _Writer:
     def __init__(
-        self, names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction]
+        self, names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction], is_small: bool
     ) -> None:
+        self.is_small = is_small
         self.names, self.ports, self.placement, self.functions = names, ports, placement, functions
         self.program = placement.program
         self.loops = _shared_loops(functions)
@@ -163,7 +169,7 @@ class _Writer:
             lines.append(f"{kernel.multiply_adds} multiply-adds")
         lines += [text for text in (kernel.choice, f"generic loops: {kernel.why}" if kernel.why else "") if text]
         text = "/* " + "\n   ".join(map(comment, lines)) + " */\n"
-        kind = "GLUE" if kernel.is_glue else "LAYER"
+        kind = "GLUE" if kernel.is_glue or self.is_small else "LAYER"
         if kernel.name not in self.loops:
             return text + self.functions[kernel.name].text(kernel.name, kind)
         loops = self.loops[kernel.name]

@@ -68,6 +68,19 @@ def choices(program: Program, ram_bytes: int) -> list[Choice]:
     return sorted(found, key=lambda each: (each.products, each.ram_bytes, each.patch.until))
 
 
+def products(program: Program) -> int:
+    """Return the multiply-adds of the convolutions of a run that is not in patches."""
+    return sum(
+        products_of(program, node) * _pixels(program, node)
+        for node in program.graph.nodes
+        if node.target in CONVOLUTIONS
+    )
+
+
+def _pixels(program: Program, node: fx.Node) -> int:
+    return math.prod(extent(program, node, dim) for dim in range(len(program.shape(node)) - 2))
+
+
 def _cut(program: Program, stage: Stage, dim: int, size: int) -> list[_Bands]:
     return [_bands(program, stage, dim, bands(size, count)) for count in range(1, min(size, _MOST_BANDS) + 1)]
 
@@ -91,9 +104,8 @@ def _bands(program: Program, stage: Stage, dim: int, cut: Sequence[Span]) -> _Ba
 def _products(program: Program, stage: Stage, rows: _Bands, columns: _Bands) -> int:
     inside = set(stage.nodes)
     patched = sum(products_of(program, node) * rows.total[node] * columns.total[node] for node in stage.nodes)
-    others = [node for node in program.graph.nodes if node not in inside and node.target in CONVOLUTIONS]
-    whole = [math.prod(extent(program, node, dim) for dim in range(len(program.shape(node)) - 2)) for node in others]
-    return patched + sum(products_of(program, node) * pixels for node, pixels in zip(others, whole, strict=True))
+    others = (node for node in program.graph.nodes if node not in inside and node.target in CONVOLUTIONS)
+    return patched + sum(products_of(program, node) * _pixels(program, node) for node in others)
 
 
 def _inside(program: Program, stage: Stage, rows: _Bands, columns: _Bands) -> int:

@@ -87,6 +87,8 @@ CASES: dict[str, Case] = {
     "residual": (layers(Residual(8, 3, PLAIN, (-128, 127), False)), (8, 4, 8)),
     "residual_relu": (layers(Residual(16, 3, NARROW, (-7, 127), True)), (16, 4, 5)),
     "residual_one": (layers(Residual(12, 1, FULL, (-50, 60), False)), (12, 2, 4)),
+    "residual_tails": (layers(Residual(8, 3, LOW, (-128, 127), True)), (8, 3, 5)),
+    "residual_odd": (layers(Residual(5, 1, HIGH, (-128, 127), False)), (5, 2, 3)),
     "vector": (layers(linear(8, 16, RELU)), (16,)),
     "vector_tails": (layers(linear(5, 13, LOW)), (13,)),
     "vector_long": (layers(linear(16, 163, HIGH)), (163,)),

@@ -92,6 +92,29 @@ def test_emulated_cores_give_the_bits_of_the_reference(
 
 
 @pytest.mark.mcu
+@pytest.mark.parametrize(
+    ("core", "simulator", "style"),
+    [
+        pytest.param("cortex-m4", "unicorn", "flash"),
+        pytest.param("cortex-m55", "qemu", "flash", marks=needs_qemu),
+        pytest.param("cortex-m55", "qemu", "speed", marks=needs_qemu),
+    ],
+)
+def test_kernels_made_for_speed_or_flash_give_the_same_bits(
+    program: Program, emitted: Callable[[str, str], Artifact], core: str, simulator: str, style: str
+) -> None:
+    target = McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20)
+    artifact = McuBackend().emit(program, target, EmitOptions(optimize=style))
+    inputs = inputs_of(ALL, 0)
+    got, count = results(artifact, program, inputs, simulator)
+    assert wrong(program, got, inputs) == []
+    usual = emitted(core, "zig")
+    _, usual_count = results(usual, program, inputs, simulator)
+    less = artifact.manifest["memory"]["flash_bytes"] < usual.manifest["memory"]["flash_bytes"]
+    assert (less, count > usual_count) == (style == "flash", style == "flash")
+
+
+@pytest.mark.mcu
 @needs_qemu
 def test_two_emulators_execute_the_same_instructions(program: Program, emitted: Callable[[str, str], Artifact]) -> None:
     inputs = inputs_of(ALL, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, sliced
@@ -10,16 +11,15 @@ from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.helium import convolution as helium
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
+from dsopt.backends.mcu.kernels.style import STYLES
+from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, Lowering, UnsuitedError
 from dsopt.target import CORES, McuTarget
 
 _ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize": 1, "dequantize": 1}
 """Operators over each element, and how many images they take."""
 
-_PAIRS: Mapping[str, Lowering] = {
-    "dsopt.q_conv.default": convolution,
-    "dsopt.q_conv_add.default": convolution_add,
-    "dsopt.q_linear.default": linear,
+_ALWAYS: Mapping[str, Lowering] = {
     "dsopt.q_mean.default": mean,
     "aten.cat.default": joined,
     "aten.slice.Tensor": sliced,
@@ -27,10 +27,16 @@ _PAIRS: Mapping[str, Lowering] = {
     "dsopt.q_avg_pool.default": average_pool,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},
 }
+"""Lowerings of images with channels last in TIR."""
+
+_Styled = Callable[..., Buffer]
+_PAIRS: Mapping[str, _Styled] = {
+    "dsopt.q_conv.default": convolution,
+    "dsopt.q_conv_add.default": convolution_add,
+    "dsopt.q_linear.default": linear,
+}
 """Lowerings over pairs of int16, for cores with the DSP extension; their portable bodies run anywhere."""
-
-
-_VECTORS: Mapping[str, Lowering] = {
+_VECTORS: Mapping[str, _Styled] = {
     "dsopt.q_conv.default": helium.convolution,
     "dsopt.q_conv_add.default": helium.convolution_add,
     "dsopt.q_linear.default": helium.linear,
@@ -38,11 +44,13 @@ _VECTORS: Mapping[str, Lowering] = {
 """Lowerings over vectors of 16 bytes, for cores with MVE."""
 
 
-def special_lowerings(target: McuTarget) -> Mapping[str, Lowering]:
-    """Return the lowerings that are tried before the generic ones for a core."""
+def special_lowerings(target: McuTarget, optimize: str = "balanced") -> Mapping[str, Lowering]:
+    """Return the lowerings that are tried before the generic ones for a core. optimize: the name of a style."""
+    style = STYLES[optimize]
+    pairs: dict[str, Lowering] = {name: partial(lower, style) for name, lower in _PAIRS.items()}
     if not CORES[target.core].has_mve:
-        return _PAIRS
-    return {**_PAIRS, **{name: _first(vectors, _PAIRS[name]) for name, vectors in _VECTORS.items()}}
+        return {**_ALWAYS, **pairs}
+    return {**_ALWAYS, **{name: _first(partial(lower, style), pairs[name]) for name, lower in _VECTORS.items()}}
 
 
 def _first(better: Lowering, other: Lowering) -> Lowering:

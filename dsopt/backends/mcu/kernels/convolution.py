@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,9 @@ from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, pixels_kernel
 from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
 from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, matrix_stream, padded
 from dsopt.backends.mcu.kernels.stream import Array
+from dsopt.backends.mcu.kernels.style import Style
 from dsopt.backends.tir.builder import KernelBuilder
-from dsopt.backends.tir.program import Buffer
+from dsopt.backends.tir.program import Buffer, MicroKernel
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, element, tirx
 
@@ -26,56 +27,56 @@ _MOST_MOVES = 64
 """Inputs of a window that are copied one by one, a statement each."""
 
 
-def convolution(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def convolution(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
-    return _lowered(context, x, read_convolution(context, x, *arguments))
+    return _lowered(style, context, x, read_convolution(context, x, *arguments))
 
 
-def convolution_add(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def convolution_add(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_conv_add. Raises UnsuitedError for what no kernel here takes."""
-    return _lowered(context, x, read_sum(context, x, arguments))
+    return _lowered(style, context, x, read_sum(context, x, arguments))
 
 
-def _lowered(context: Context, x: Buffer, found: Convolution) -> Buffer:
+def _lowered(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     if found.groups == 1:
-        return matrix_convolution(context, x, found)
-    return _depthwise(context, x, found)
+        return matrix_convolution(style, context, x, found)
+    return _depthwise(style, context, x, found)
 
 
 # ---- all channels of four pixels at a time ----
 
 
-def matrix_convolution(context: Context, x: Buffer, found: Convolution) -> Buffer:
+def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     """Write a convolution as columns times weights."""
     g, layer, x_zero, residual = found.image, found.layer, found.x_zero, found.residual
     staged = g.N % 2 != 0 or g.pixels % PIXELS != 0
-    if staged and residual is not None:
-        raise UnsuitedError("its residual needs pixels in groups of 4 and an even number of channels")
     by_rows = _takes_rows(g)
-    order, K = _column_order(g, by_rows, x.channels_last)
+    order, K = _column_order(g, by_rows, x.channels_last, style)
     if not by_rows and len(order) > _MOST_MOVES:
         raise UnsuitedError(f"it has {g.C} channels, which is no multiple of 4")
     N = g.N + g.N % 2
     weights = np.zeros((N, K), np.int64)
     weights[: g.N, : len(order)] = layer.values.reshape(g.N, -1)[:, order]
     bias, scale = (np.pad(values, (0, N - g.N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel = matrix_kernel(K, N, found.store, found.addition, layer.bits)
+    kernel = matrix_kernel(K, N, found.store, found.addition, layer.bits, style)
     x = with_channels_last(context, x) if by_rows else x
     stream = context.weight("stream", matrix_stream(weights, replace(layer, values=weights, bias=bias, scale=scale)))
     columns = context.temp("columns", (K // 2, PIXELS, 2), "int16")
     result = context.result(channels_last=True)
     residual = None if residual is None else with_channels_last(context, residual)
-    stage = context.temp("stage", (PIXELS, N), "int8") if staged else None
+    stages = [
+        context.temp("stage", (PIXELS, N), "int8") for _ in range((1 if residual is None else 2) if staged else 0)
+    ]
     groups = -(-g.pixels // PIXELS)
     with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
         k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
-        k.is_glue = by_rows
+        k.is_glue = by_rows and style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, x.stored_shape), k.read("stream", stream)
         added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
         y = k.write("y", result, (g.pixels, g.N))
         block = k.scratch("columns", columns)
-        rest = k.scratch("stage", stage) if stage is not None else None
+        rests = [k.scratch("stage", stage) for stage in stages]
         with k.grid(group=groups) as (group,):
             gather = _Columns(k, g, source, block, x_zero, x.channels_last)
             if by_rows and g.is_pointwise:
@@ -85,17 +86,16 @@ def matrix_convolution(context: Context, x: Buffer, found: Convolution) -> Buffe
                 with k.loop("p", 0, PIXELS) as p, _inside(k, group, p, g.pixels) as pixel:
                     gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
             start = (address(block, 0, 0, 0), address(words, 0, 0))
-            if rest is None:
-                k.call(kernel, *start, *(address(each, group * PIXELS, 0) for each in (y, *added)))
+            whole = [address(each, group * PIXELS, 0) for each in (y, *added)]
+            if not rests:
+                k.call(kernel, *start, *whole)
             elif N == g.N:
                 with k.when(group < groups - 1):
-                    k.call(kernel, *start, address(y, group * PIXELS, 0))
+                    k.call(kernel, *start, *whole)
                 with k.when(tirx.EQ(group, groups - 1)):
-                    k.call(kernel, *start, address(rest, 0, 0))
-                    _unstage(k, g, rest, y, group)
+                    _staged(k, g, kernel, start, rests, (y, *added), group)
             else:
-                k.call(kernel, *start, address(rest, 0, 0))
-                _unstage(k, g, rest, y, group)
+                _staged(k, g, kernel, start, rests, (y, *added), group)
         if x.channels_last:
             k.may_lie_over(result, x, _lead(g))
         if residual is not None:
@@ -109,13 +109,13 @@ def _takes_rows(g: Image) -> bool:
     return g.C % 4 == 0 or (g.kernel[1] * g.C % 4 == 0 and g.dilation[1] == 1 and not g.leaves(1))
 
 
-def _column_order(g: Image, by_rows: bool, is_last: bool) -> tuple[Array, int]:
+def _column_order(g: Image, by_rows: bool, is_last: bool, style: Style) -> tuple[Array, int]:
     """Return which of the weights (c, ky, kx) belongs to each column, and the number of columns with those that fill up."""
     numbers = np.arange(g.C * math.prod(g.kernel)).reshape(g.C, *g.kernel)
     flat = numbers.transpose(1, 2, 0).reshape(-1) if by_rows or is_last else numbers.reshape(-1)
     if by_rows:
         flat = flat[quad_order(len(flat))]
-    return flat, padded(len(flat))
+    return flat, padded(len(flat), style)
 
 
 @contextmanager
@@ -129,10 +129,17 @@ def _inside(k: KernelBuilder, group: Expr, p: Expr, pixels: int) -> Iterator[Exp
         yield pixel
 
 
-def _unstage(k: KernelBuilder, g: Image, stage: TirBuffer, y: TirBuffer, group: Expr) -> None:
-    """Copy what the image has of the results of a group."""
+def _staged(
+    k: KernelBuilder, g: Image, kernel: MicroKernel, start: tuple[Expr, Expr], rests: Sequence[TirBuffer],
+    images: Sequence[TirBuffer], group: Expr,
+) -> None:  # fmt: skip
+    """Call a kernel for a group that the image does not have all of. rests, images: for the result, then perhaps the residual."""
+    for rest, image in zip(rests[1:], images[1:], strict=True):
+        with k.loop("row", 0, PIXELS) as row, _inside(k, group, row, g.pixels) as pixel, k.loop("n", 0, g.N) as n:
+            k.store(rest, image[pixel, n], row, n)
+    k.call(kernel, *start, *(address(each, 0, 0) for each in rests))
     with k.loop("row", 0, PIXELS) as row, _inside(k, group, row, g.pixels) as pixel, k.loop("n", 0, g.N) as n:
-        k.store(y, stage[row, n], pixel, n)
+        k.store(images[0], rests[0][row, n], pixel, n)
 
 
 class _Columns:
@@ -204,7 +211,7 @@ class _Columns:
         leaves = g.leaves(0) or g.leaves(1)
         with k.when(whole) if leaves else _always():
             start = self._at(top, left) if self.is_last else address(self.x, 0, 0, *self._place(top, left))
-            k.call(window_kernel(f"dsopt_window_{k.name}", self._offsets()), address(self.columns, 0, p, 0), start)
+            k.call(window_kernel(self._offsets()), address(self.columns, 0, p, 0), start)
         if leaves:
             with k.when(tirx.Not(whole)):
                 self._border(top, left, p)
@@ -263,7 +270,7 @@ def _lead(g: Image) -> int:
 # ---- channel by channel ----
 
 
-def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
+def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, layer = found.image, found.layer
     planes = Planes(g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
     x = with_channels_last(context, x)
@@ -272,7 +279,7 @@ def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
     result = context.result(channels_last=True)
     with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
         k.choice = "depthwise: channel by channel" + (", two results at a time" if planes.is_fast else "")
-        k.is_glue = True
+        k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (*g.size, g.C)), k.read("stream", stream)
         y = k.write("y", result, (*g.out, g.C))

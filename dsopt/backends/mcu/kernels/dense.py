@@ -14,6 +14,7 @@ import numpy as np
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
+from dsopt.backends.mcu.kernels.style import BALANCED, Style
 from dsopt.backends.tir.program import MicroKernel
 
 CHANNELS = 4
@@ -34,12 +35,12 @@ def widen_kernel(quads: int) -> MicroKernel:
     return micro_kernel(f"dsopt_widen_{turn}", "int16_t *wide, const int8_t *x, int32_t quads", _WIDEN_PORTABLE, lines)
 
 
-def dense_kernel(K: int, N: int, store: Store, bits: int = 8) -> MicroKernel:
+def dense_kernel(K: int, N: int, store: Store, bits: int = 8, style: Style = BALANCED) -> MicroKernel:
     """Return the function for K inputs and N channels, both multiples of 4; with weights of 4 bits, K is one of 8."""
     store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
     name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     parameters = "const int16_t *wide, const int32_t *stream, int8_t *y"
-    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits))
+    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits, style))
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
@@ -93,11 +94,11 @@ def _step(bits: int, half: int) -> list[str]:
     return lines
 
 
-def _assembly(K: int, N: int, store: Store, bits: int) -> list[str]:
+def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str]:
     """r0: inputs, r1: stream; the stack holds the inputs, their end, y, and its end."""
     halves = 8 // bits
     groups = K // (4 * halves)
-    turn = next(turn for turn in (4 // halves, 3, 2, 1) if groups % turn == 0)
+    turn = next(turn for turn in (4 // halves, 3, 2, 1) if groups % turn == 0 and turn <= style.longest_turn)
     step = [line for half in range(halves) for line in _step(bits, half)]
     lines = [
         "push {r4-r11, lr}",

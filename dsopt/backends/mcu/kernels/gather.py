@@ -6,6 +6,8 @@ which columns and weights hold each four inputs.
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel
@@ -100,8 +102,9 @@ def quad_order(count: int) -> Array:
     return order
 
 
-def window_kernel(name: str, offsets: list[int]) -> MicroKernel:
+def window_kernel(offsets: list[int]) -> MicroKernel:
     """Return the function that copies the whole window of a pixel: input `offsets[k]` becomes value k. For few, scattered inputs."""
     moves = [f"    columns[{k // 2 * 8 + k % 2}] = x[{offset}];" for k, offset in enumerate(offsets)]
     body = "\n".join(moves)
+    name = f"dsopt_window_{len(offsets)}_{zlib.crc32(body.encode()):08x}"
     return MicroKernel(name, f"static void {name}(int16_t *columns, const int8_t *x)\n{{\n{body}\n}}\n")

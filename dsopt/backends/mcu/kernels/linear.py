@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dsopt.backends.mcu.kernels.image import Convolution, Image
 from dsopt.backends.mcu.kernels.matrix import PIXELS
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Weights, read_weights
+from dsopt.backends.mcu.kernels.style import Style
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import address, tirx
@@ -33,13 +35,13 @@ def read_linear(
     return layer, x_zero, Store(y_zero, low, high, layer.lift)
 
 
-def linear(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def linear(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
     layer, x_zero, store = read_linear(context, x, *arguments)
     M = x.elements // layer.values.shape[1]
     if M < PIXELS:
-        return _dense(context, x, M, layer, store)
-    return by_pixels(context, x, layer, x_zero, store, matrix_convolution)
+        return _dense(style, context, x, M, layer, store)
+    return by_pixels(context, x, layer, x_zero, store, partial(matrix_convolution, style))
 
 
 def by_pixels(
@@ -56,21 +58,21 @@ def by_pixels(
     return session.add_buffer(f"{y.name}_rows", context.shape, y.dtype, y.name)
 
 
-def _dense(context: Context, x: Buffer, M: int, layer: Weights, store: Store) -> Buffer:
+def _dense(style: Style, context: Context, x: Buffer, M: int, layer: Weights, store: Store) -> Buffer:
     N, K = layer.values.shape
     inputs = 32 // layer.bits  # of a word of weights
     wide_N, wide_K = -(-N // CHANNELS) * CHANNELS, -(-K // inputs) * inputs
     weights = np.zeros((wide_N, wide_K), np.int64)
     weights[:N, :K] = layer.values
     bias, scale = (np.pad(values, (0, wide_N - N), mode="edge") for values in (layer.bias, layer.scale))
-    kernel, quads = dense_kernel(wide_K, wide_N, store, layer.bits), K // 4
+    kernel, quads = dense_kernel(wide_K, wide_N, store, layer.bits, style), K // 4
     stream = context.weight("stream", dense_stream(weights, replace(layer, values=weights, bias=bias, scale=scale)))
     widened = context.temp("wide", (wide_K,), "int16")
     stage = context.temp("stage", (wide_N,), "int8") if wide_N != N else None
     result = context.result()
     with context.kernel(multiply_adds=M * N * K) as k:
         k.choice = "dense: 4 channels at a time"
-        k.is_glue = True
+        k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (M, K)), k.read("stream", stream)
         y = k.write("y", result, (M, N))

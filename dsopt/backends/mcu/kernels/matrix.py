@@ -15,6 +15,7 @@ import numpy as np
 from dsopt.backends.mcu.kernels.assembly import clamp_lines, micro_kernel, requantize_lines, unpack_scale
 from dsopt.backends.mcu.kernels.store import Addition, Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
+from dsopt.backends.mcu.kernels.style import BALANCED, Style
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
 
@@ -25,12 +26,14 @@ _MOST_CHANNELS = 4095 // (PIXELS - 1)
 _SUMS = (("r2", "r3", "r4", "r5"), ("r6", "r7", "r8", "r9"))
 
 
-def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8) -> MicroKernel:
+def matrix_kernel(
+    K: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8, style: Style = BALANCED
+) -> MicroKernel:
     """Return the function for K inputs, a multiple of 4 (see `padded`), and N channels, an even number that is also their stride."""
     store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
     if N > _MOST_CHANNELS:
         raise UnsuitedError(f"it has {N} channels, and the kernel takes up to {_MOST_CHANNELS}")
-    assert padded(K) == K
+    assert padded(K, style) == K
     assert N % 2 == 0
     name = f"dsopt_matrix{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     if addition is None:
@@ -39,20 +42,24 @@ def matrix_kernel(K: int, N: int, store: Store, addition: Addition | None = None
         name += f"_add_{addition.tag}"
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y, const int8_t *residual"
     return micro_kernel(
-        name, parameters, _portable(K, N, store, addition, bits), _assembly(K, N, store, addition, bits)
+        name, parameters, _portable(K, N, store, addition, bits), _assembly(K, N, store, addition, bits, style)
     )
 
 
-def padded(K: int) -> int:
+def padded(K: int, style: Style = BALANCED) -> int:
     """Return the number of inputs rounded up to what the loop over them takes."""
     pairs = -(-K // 4) * 2
-    return 2 * -(-pairs // _unrolled(pairs)) * _unrolled(pairs)
+    turn = _turn(pairs, style)
+    return 2 * -(-pairs // turn) * turn
 
 
-def _unrolled(pairs: int) -> int:
-    """Return how many pairs of inputs one turn of the inner loop takes: the fewest within 2% of what runs fastest."""
-    cost = {turn: -(-pairs // turn) * (len(_STEP) * turn + 3) for turn in range(2, 16, 2)}
-    return min(turn for turn, instructions in cost.items() if instructions <= 1.02 * min(cost.values()))
+def _turn(pairs: int, style: Style) -> int:
+    """Return how many pairs of inputs one turn of the inner loop takes: the fewest that are about as fast as any."""
+    turns = range(2, style.longest_turn + 2, 2)
+    cost = {turn: -(-pairs // turn) * (len(_STEP) * turn + 3) for turn in turns}
+    return min(
+        turn for turn, instructions in cost.items() if instructions <= (1 + style.tolerance) * min(cost.values())
+    )
 
 
 def matrix_stream(weights: Array, layer: Weights) -> Array:
@@ -125,9 +132,9 @@ def _steps(turn: int, bits: int) -> list[str]:
     return [line for number in range(turn) for line in (*_NIBBLES[number % 2], *_STEP[1:])]
 
 
-def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int) -> list[str]:
+def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int, style: Style) -> list[str]:
     """The stack holds: columns, their end, y, the end of y, residual less y, and the stream while r1 is needed."""
-    turn = _unrolled(K // 2)
+    turn = _turn(K // 2, style)
     frame = 24 if addition else 16
     lines = [
         "push {r4-r11, lr}",

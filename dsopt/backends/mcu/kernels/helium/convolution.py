@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,37 +20,36 @@ from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolutio
 from dsopt.backends.mcu.kernels.linear import by_pixels, read_linear
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Weights
+from dsopt.backends.mcu.kernels.style import Style
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.program import Buffer, MicroKernel
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import Expr, TirBuffer, address, tirx
 
-_LEAST_SAVING = 0.03
-"""Of the instructions of a layer, for which a second kernel is worth its bytes."""
 _MOST_PLANES = 8
 """Up to so many channels, each is copied on its own, eight values at a time."""
 
 
-def convolution(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def convolution(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_conv. Raises UnsuitedError for what no kernel here takes."""
-    return _lowered(context, x, read_convolution(context, x, *arguments))
+    return _lowered(style, context, x, read_convolution(context, x, *arguments))
 
 
-def convolution_add(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def convolution_add(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_conv_add. Raises UnsuitedError for what no kernel here takes."""
-    return _lowered(context, x, read_sum(context, x, arguments))
+    return _lowered(style, context, x, read_sum(context, x, arguments))
 
 
-def linear(context: Context, x: Buffer, *arguments: Any) -> Buffer:
+def linear(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
     layer, x_zero, store = read_linear(context, x, *arguments)
     if x.elements // layer.values.shape[1] < PIXELS:
-        return _dense(context, x, layer, store)
-    return by_pixels(context, x, layer, x_zero, store, _matrix)
+        return _dense(style, context, x, layer, store)
+    return by_pixels(context, x, layer, x_zero, store, partial(_matrix, style))
 
 
-def _lowered(context: Context, x: Buffer, found: Convolution) -> Buffer:
-    return _matrix(context, x, found) if found.groups == 1 else _depthwise(context, x, found)
+def _lowered(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
+    return _matrix(style, context, x, found) if found.groups == 1 else _depthwise(style, context, x, found)
 
 
 # ---- all channels of three pixels at a time ----
@@ -74,15 +74,15 @@ def _column_count(g: Image) -> int:
     return max(g.padding[1] + g.size[1], reach)
 
 
-def _matrix(context: Context, x: Buffer, found: Convolution) -> Buffer:
+def _matrix(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, residual = found.image, found.residual
     runs, N = _runs(g), -(-g.N // LANES) * LANES
     if N != g.N and residual is not None:
         raise UnsuitedError(f"its residual needs channels in groups of {LANES}")
     layer = _filled(found.layer, N)
     lines, length = _lines(g)
-    groups = _groups(length)
-    kernels = [conv_kernel(runs, most, N, found.store, found.addition, layer.bits) for most, *_ in groups]
+    groups = _groups(length, style)
+    kernels = [conv_kernel(runs, most, N, found.store, found.addition, layer.bits, style) for most, *_ in groups]
     copied = _has_columns(g)
     if not (copied and g.C <= _MOST_PLANES):
         x = with_channels_last(context, x)
@@ -95,7 +95,7 @@ def _matrix(context: Context, x: Buffer, found: Convolution) -> Buffer:
     stage = context.temp("stage", (PIXELS, N), "int8") if N != g.N else None
     with context.kernel(multiply_adds=g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
         k.choice = f"vectors: {PIXELS} pixels x 4 channels" + (", rows copied" if copied else "")
-        k.is_glue = True
+        k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
         added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
@@ -122,19 +122,19 @@ def _matrix(context: Context, x: Buffer, found: Convolution) -> Buffer:
                         with k.loop("row", 0, pixels) as row:
                             k.call(COPY, address(y, first + row, 0), address(rest, row, 0), g.N)
         if x.channels_last:
-            k.may_lie_over(result, x, _lead(g, runs))
+            k.may_lie_over(result, x, _lead(g, runs, groups))
         if residual is not None:
             k.choice += ", residual added in the store"
             k.may_lie_over(result, residual, 0)
     return result
 
 
-def _groups(length: int) -> list[tuple[int, int, int]]:
+def _groups(length: int, style: Style) -> list[tuple[int, int, int]]:
     """Share the pixels of a row between kernels of three and of two at a time, if that pays: (most at a time, first, count)."""
     threes = (length // PIXELS if length % PIXELS != 1 else length // PIXELS - 1) * PIXELS
     whole = -(-length // PIXELS) * INSTRUCTIONS[PIXELS]
     shared = threes // PIXELS * INSTRUCTIONS[PIXELS] + (length - threes) // 2 * INSTRUCTIONS[2]
-    if length < 2 or shared > (1 - _LEAST_SAVING) * whole:
+    if length < 2 or shared > (1 - style.least_saving) * whole:
         return [(PIXELS, 0, length)]
     return [group for group in ((PIXELS, 0, threes), (2, threes, length - threes)) if group[2]]
 
@@ -183,7 +183,7 @@ def _filled(layer: Weights, N: int) -> Weights:
     return replace(layer, values=values, bias=bias, scale=scale)
 
 
-def _lead(g: Image, runs: Runs) -> int:
+def _lead(g: Image, runs: Runs, groups: list[tuple[int, int, int]]) -> int:
     """Return by how many bytes the result must begin before the input so that no byte is overwritten before it is read.
 
     Rows that are copied are read before the results of their row are written; else, a group of pixels is written while it is read.
@@ -193,7 +193,7 @@ def _lead(g: Image, runs: Runs) -> int:
     if _has_columns(g):
         needed = np.maximum(i * g.stride[0] - g.padding[0], 0) * g.size[1] * g.C
         return int(max(((i[:-1] + 1) * length * g.N - needed[1:]).max(initial=0), 0))
-    first = np.array([begin + each for most, begin, count in _groups(length) for each in range(0, count, most)])
+    first = np.array([begin + each for most, begin, count in groups for each in range(0, count, most)])
     starts = i[:, None] * (g.stride[0] * g.size[1] * g.C) + first * runs.step
     ends = (i[:, None] * length + np.append(first[1:], length)) * g.N
     return int(max((ends - starts).max(), 0))
@@ -202,17 +202,17 @@ def _lead(g: Image, runs: Runs) -> int:
 # ---- few vectors ----
 
 
-def _dense(context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
+def _dense(style: Style, context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
     real_N, K = layer.values.shape
     M, N = x.elements // K, -(-real_N // LANES) * LANES
     layer = _filled(layer, N)
-    kernel = dense_kernel(K, N, store, layer.bits)
+    kernel = dense_kernel(K, N, store, layer.bits, style)
     stream = context.weight("stream", dense_stream(layer.values, layer))
     stage = context.temp("stage", (N,), "int8") if real_N != N else None
     result = context.result()
     with context.kernel(multiply_adds=M * real_N * K) as k:
         k.choice = "vectors: 4 channels"
-        k.is_glue = True
+        k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (M, K)), k.read("stream", stream)
         y = k.write("y", result, (M, real_N))
@@ -230,7 +230,7 @@ def _dense(context: Context, x: Buffer, layer: Weights, store: Store) -> Buffer:
 # ---- channel by channel ----
 
 
-def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
+def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, layer = found.image, replace(found.layer, values=found.layer.values[:, 0])
     lines = lines_of(g.C, g.size, g.out, g.kernel, g.stride, g.padding)
     if not lines.is_fast or g.dilation != (1, 1):
@@ -242,7 +242,7 @@ def _depthwise(context: Context, x: Buffer, found: Convolution) -> Buffer:
     result = context.result(channels_last=True)
     with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
         k.choice = "vectors: depthwise, channel by channel, a window in a load"
-        k.is_glue = True
+        k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
         y = k.write("y", result, (result.elements,))

@@ -27,7 +27,7 @@ COPY = micro_kernel(
 """Bytes, at least one."""
 
 FILL = micro_kernel(
-    "dsopt_fill",
+    "dsopt_fill_bytes",
     "int8_t *target, int32_t value, int32_t count",
     """    for (int32_t i = 0; i < count; ++i) {
         target[i] = (int8_t)value;

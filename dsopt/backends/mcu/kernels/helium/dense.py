@@ -11,18 +11,19 @@ from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, load_weights, quads, vector_words
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights
+from dsopt.backends.mcu.kernels.style import BALANCED, Style
 from dsopt.backends.tir.program import MicroKernel
 
 _SUMS = ("r0", "r2", "r4", "r6")
 _WIDEST_TURN = 4
 
 
-def dense_kernel(K: int, N: int, store: Store, bits: int = 8) -> MicroKernel:
+def dense_kernel(K: int, N: int, store: Store, bits: int = 8, style: Style = BALANCED) -> MicroKernel:
     """Return the function for one vector of K inputs, and N channels, a multiple of 4."""
     assert N % LANES == 0
     name = f"dsopt_vector{'' if bits == 8 else '_nibbles'}_{K}x{N}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y"
-    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits), MVE)
+    return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits, style), MVE)
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
@@ -52,12 +53,16 @@ def _portable(K: int, N: int, store: Store, bits: int) -> str:
     }}"""
 
 
-def _assembly(K: int, N: int, store: Store, bits: int) -> list[str]:
+def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str]:
     """r1: inputs, r3: stream, r5: results, r7: the first input, r9: the end of the results."""
     whole, tail = divmod(K, BYTES)
     looped = whole if bits == 8 else whole // 2 * 2
     turn = (
-        next(turn for turn in range(_WIDEST_TURN, 0, -1) if looped % turn == 0 and turn * bits % 8 == 0)
+        next(
+            turn
+            for turn in range(min(_WIDEST_TURN, style.longest_turn), 0, -1)
+            if looped % turn == 0 and turn * bits % 8 == 0
+        )
         if looped
         else 1
     )

@@ -16,6 +16,7 @@ from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, load_weights, quads, vector_words
 from dsopt.backends.mcu.kernels.store import Addition, Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights
+from dsopt.backends.mcu.kernels.style import BALANCED, Style
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
 
@@ -24,8 +25,6 @@ PIXELS = 3
 INSTRUCTIONS = {2: 8, 3: 11}
 """For a vector of inputs of so many pixels, and two channels."""
 
-_UNROLLED_STEPS = 9
-"""Up to so many steps, a pass has no loop."""
 _WIDEST_TURN = 6
 """Steps in a turn of the loop over one run."""
 _MOST_DISTANCE = 4095
@@ -68,12 +67,18 @@ class Runs:
 
 
 def conv_kernel(
-    runs: Runs, most: int, N: int, store: Store, addition: Addition | None = None, bits: int = 8
+    runs: Runs,
+    most: int,
+    N: int,
+    store: Store,
+    addition: Addition | None = None,
+    bits: int = 8,
+    style: Style = BALANCED,
 ) -> MicroKernel:
     """Return the function for up to `most` pixels, 2 or 3. N: channels, a multiple of 4, and the distance of results."""
     if max(N, runs.step, abs(runs.pitch - runs.steps * BYTES)) > _MOST_DISTANCE:
         raise UnsuitedError(f"its rows or pixels are more than {_MOST_DISTANCE} bytes apart")
-    if bits == 4 and runs.vectors > _UNROLLED_STEPS and (runs.rows > 1 or runs.tail or runs.steps % 2):
+    if bits == 4 and runs.vectors > style.straight_steps and (runs.rows > 1 or runs.tail or runs.steps % 2):
         raise UnsuitedError("its weights of 4 bits are not read in pairs of vectors")
     assert N % LANES == 0
     kind = f"dsopt_conv{most}{'' if bits == 8 else '_nibbles'}"
@@ -84,7 +89,7 @@ def conv_kernel(
         name += f"_add_{addition.tag}"
         parameters += ", const int8_t *residual"
     body = _portable(runs, N, store, addition, bits)
-    return micro_kernel(name, parameters, body, _assembly(runs, most, N, store, addition, bits), MVE)
+    return micro_kernel(name, parameters, body, _assembly(runs, most, N, store, addition, bits, style), MVE)
 
 
 def conv_stream(weights: Array, layer: Weights, runs: Runs) -> Array:
@@ -135,7 +140,9 @@ def _portable_store(store: Store, addition: Addition | None) -> str:
 # ---- assembly ----
 
 
-def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | None, bits: int) -> list[str]:
+def _assembly(
+    runs: Runs, most: int, N: int, store: Store, addition: Addition | None, bits: int, style: Style
+) -> list[str]:
     """r9, r11, r12: inputs, r7: stream, r1, r3, r5: results, r0 to r10 (even): sums.
 
     The stack holds the three inputs, quads left, and the distance to the residual.
@@ -148,7 +155,7 @@ def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | 
         *(["ldr r4, [sp, #124]", "sub r4, r4, r2", "str r4, [sp, #16]"] if addition else []),
         "mov r7, r1",
         "mov r1, r2",
-        *([f"adds r0, #{_middle(runs)}"] if _offsets(runs) and _middle(runs) else []),
+        *([f"adds r0, #{_middle(runs)}"] if _offsets(runs, style) and _middle(runs) else []),
         "mov r9, r0",
         f"movw r6, #{runs.step}",
         f"movw r8, #{N}",
@@ -164,17 +171,17 @@ def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | 
             else []
         ),
         "mov r3, r4",
-        *([] if _offsets(runs) else ["strd r9, r11, [sp]", *(["str r12, [sp, #8]"] if most > 2 else [])]),
+        *([] if _offsets(runs, style) else ["strd r9, r11, [sp]", *(["str r12, [sp, #8]"] if most > 2 else [])]),
         *([f"movs r0, #{tail}", "vctp.8 r0"] if tail else []),
         f"movw lr, #{N // LANES}",
         "2:",
     ]
-    is_unrolled = runs.vectors <= _UNROLLED_STEPS
+    is_unrolled = runs.vectors <= style.straight_steps
     if not is_unrolled:
         lines += ["str lr, [sp, #12]"]
     results = ("q5", "q6", "q7")[:most]
     for number in (0, 1):
-        lines += _pass(runs, most, bits, is_unrolled)
+        lines += _pass(runs, most, bits, style)
         for q, first, second in zip(results, _SUMS[0], _SUMS[1], strict=False):
             lines += [f"vmov {q}[{2 + number}], {q}[{number}], {first}, {second}"]
     free = ("r8", "r2", "r4", "r6", "r0")
@@ -184,10 +191,10 @@ def _assembly(runs: Runs, most: int, N: int, store: Store, addition: Addition | 
     return [*lines, "add sp, #24", "vpop {d8-d15}", "pop {r4-r11, pc}"]
 
 
-def _offsets(runs: Runs) -> bool:
+def _offsets(runs: Runs, style: Style) -> bool:
     """Return whether all inputs of a pixel are within reach of one address, which is then `_middle` behind the first."""
     last = (runs.rows - 1) * runs.pitch + (runs.steps - 1) * BYTES
-    return runs.vectors <= _UNROLLED_STEPS and last <= 2 * _MOST_OFFSET
+    return runs.vectors <= style.straight_steps and last <= 2 * _MOST_OFFSET
 
 
 def _middle(runs: Runs) -> int:
@@ -195,15 +202,15 @@ def _middle(runs: Runs) -> int:
     return max(0, last - _MOST_OFFSET)
 
 
-def _pass(runs: Runs, most: int, bits: int, is_unrolled: bool) -> list[str]:
+def _pass(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
     """Return the instructions for two channels."""
     lines: list[str] = []
-    if _offsets(runs):
+    if _offsets(runs, style):
         for number in range(runs.vectors):
             row, step = divmod(number, runs.steps)
             lines += _step(runs, most, bits, number, row * runs.pitch + step * BYTES - _middle(runs))
         return lines
-    forward = runs.pitch - runs.steps * BYTES
+    forward, is_unrolled = runs.pitch - runs.steps * BYTES, runs.vectors <= style.straight_steps
     if not is_unrolled:
         lines += [f"mov {register}, #0" for sums in _SUMS for register in sums[:most]]
     for row in range(runs.rows):
@@ -211,17 +218,17 @@ def _pass(runs: Runs, most: int, bits: int, is_unrolled: bool) -> list[str]:
             for step in range(runs.steps):
                 lines += _step(runs, most, bits, row * runs.steps + step, None)
         else:
-            lines += _loop(runs, most, bits)
+            lines += _loop(runs, most, bits, style)
         if row + 1 < runs.rows and forward:
             operation = "add" if forward > 0 else "sub"
             lines += [f"{operation}w {register}, {register}, #{abs(forward)}" for register in _INPUTS[:most]]
     return [*lines, "ldrd r9, r11, [sp]", *(["ldr r12, [sp, #8]"] if most > 2 else [])]
 
 
-def _loop(runs: Runs, most: int, bits: int) -> list[str]:
+def _loop(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
     """Return the instructions for one run."""
     whole = runs.steps - 1 if runs.tail else runs.steps
-    widest = _WIDEST_TURN if runs.rows == 1 else 2
+    widest = min(_WIDEST_TURN if runs.rows == 1 else 2, style.longest_turn)
     turn = next(turn for turn in range(widest, 0, -1) if whole % turn == 0 and turn * bits % 8 == 0) if whole else 1
     body = [line for number in range(turn) for line in _step(runs, most, bits, number, None, False)]
     lines = [f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []
