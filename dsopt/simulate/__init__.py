@@ -3,7 +3,7 @@
     simulate(elf, "cortex-m4", runs=[[x.tobytes()], ...], layers=["model_layer_0", ...]) -> Simulation
 
 Unicorn comes from PyPI, knows the Cortex-M0 to M33 and RISC-V, and counts for each layer and function. QEMU runs where
-qemu-system-arm is installed, knows the Cortex-M3 to M55, and counts a whole run. Nothing emulates a Cortex-M85. On the same
+qemu-system-arm is installed, knows the Cortex-M3 to M55, and counts for each layer. Nothing emulates a Cortex-M85. On the same
 image both count the same. firmware/README.md says what an image is.
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsopt.errors import CheckError, InputError, ReadError, ToolchainError, UsageError
@@ -23,6 +23,7 @@ from dsopt.simulate.block_counter import Block
 from dsopt.simulate.boards import board_of
 from dsopt.simulate.image import Image, read_image
 from dsopt.simulate.mailbox import Answer
+from dsopt.simulate.probes import instructions_by_layer, with_probes
 from dsopt.simulate.profile import function_costs, layer_costs
 from dsopt.simulate.simulation import Cost, Simulation, TracePoint
 from dsopt.target import CORES
@@ -40,8 +41,9 @@ class _Part:
 
     answer: Answer
     run_instructions: tuple[int, ...]
-    blocks: tuple[Block, ...]
-    traced: tuple[bytes, ...]
+    blocks: tuple[Block, ...] = ()
+    traced: tuple[bytes, ...] = ()
+    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 def simulate(
@@ -84,7 +86,7 @@ def simulate(
         if chosen == "unicorn":
             parts.append(_on_unicorn(read, core, content, layers, traces, left))
         else:
-            parts.append(_on_qemu(elf, read, core, content, traces, left))
+            parts.append(_on_qemu(elf, read, core, content, layers, traces, left))
         if parts[-1].answer.code:
             break
     return _together(chosen, core, read, layers, traces, parts)
@@ -149,7 +151,13 @@ def _on_unicorn(
 
 
 def _on_qemu(
-    elf: bytes, image: Image, core: str, content: bytes, traces: Sequence[TracePoint], seconds: float
+    elf: bytes,
+    image: Image,
+    core: str,
+    content: bytes,
+    layers: Sequence[str],
+    traces: Sequence[TracePoint],
+    seconds: float,
 ) -> _Part:
     if traces:
         raise UsageError("DS1013", "QEMU cannot give the values between layers", fix="use unicorn")
@@ -164,7 +172,16 @@ def _on_qemu(
     answer = mailboxes.unpack(image, done.mailbox)
     _check(image, answer)
     counts = tuple(qemu.instructions_of(ticks, answer.empty_ticks, board) for ticks in answer.ticks)
-    return _Part(answer, counts, (), ())
+    probes = with_probes(elf, image, board, layers) if layers else None
+    if probes is None or answer.code:
+        return _Part(answer, counts)
+    probed = qemu.emulate(elf, image, board, content, seconds, probes)
+    if probed.status == "stopped":
+        raise _too_slow(image, probed.pc, seconds)
+    if mailboxes.unpack(image, probed.mailbox).outputs != answer.outputs:
+        raise CheckError("DS1004", "the image gives other outputs while its layers are counted", fix=_REPORT)
+    by_layer = instructions_by_layer(probes, probed.log, board, qemu.PICOSECONDS)
+    return _Part(answer, counts, layers=by_layer)
 
 
 def _check(image: Image, answer: Answer) -> None:
@@ -192,10 +209,15 @@ def _together(
         outputs=tuple(values for part in parts for values in part.answer.outputs),
         run_instructions=tuple(count for part in parts for count in part.run_instructions),
         stack_bytes=max((count for part in parts for count in part.answer.stack_bytes), default=0),
-        layers=layer_costs(image, blocks, layers) if is_counted else {},
+        layers=layer_costs(image, blocks, layers) if is_counted else _counted(parts),
         functions=function_costs(image, blocks) if is_counted else {},
         traces={trace.function: content for trace, content in zip(traces, parts[-1].traced, strict=True)},
     )
+
+
+def _counted(parts: Sequence[_Part]) -> dict[str, Cost]:
+    names = dict.fromkeys(name for part in parts for name in part.layers)
+    return {name: Cost(sum(part.layers.get(name, 0) for part in parts), None) for name in names}
 
 
 def _place(image: Image, address: int) -> str:

@@ -29,12 +29,13 @@ _SYMBOLS = ("harness_reset", "harness_exit", "harness_run", "harness_counter_tic
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes of the image. They are loaded at `load_address`; code is executed, and data found, at `address`."""
+    """Bytes of the image, at an offset of its file. They are loaded at `load_address`; code runs, and data is found, at `address`."""
 
     address: int
     load_address: int
     content: bytes
     is_code: bool
+    file_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def _segments(elf: Any) -> tuple[Segment, ...]:
         for address in (segment["p_vaddr"], segment["p_paddr"]):
             if address + len(content) > 1 << 32:
                 raise _refused("its segments leave the address space")
-        found.append(Segment(segment["p_vaddr"], segment["p_paddr"], content, bool(segment["p_flags"] & 1)))
+        found.append(
+            Segment(segment["p_vaddr"], segment["p_paddr"], content, bool(segment["p_flags"] & 1), segment["p_offset"])
+        )
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Runs images on the Arm boards of qemu-system-arm. Instructions are counted by a board's timer; functions are not told apart.
+"""Runs images on the Arm boards of qemu-system-arm. Instructions are counted by a board's timer, by layer with probes.py.
 
 The image has no semihosting and no devices but the board's own: inputs are loaded into memory beside it, and answers are read out of
 memory through QEMU's monitor (QMP) after the image has asked for a reset.
@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,41 +22,52 @@ from typing import Any
 from dsopt.errors import CheckError, ToolchainError
 from dsopt.simulate.boards import Board
 from dsopt.simulate.image import Image
+from dsopt.simulate.probes import Probes, entries_in
 
 PROGRAM = "qemu-system-arm"
 
 ICOUNT_SHIFT = 7
 """An instruction takes 2^7 ns of the guest's time: more than two ticks of every timer, so that rounding finds the exact count."""
 
+PICOSECONDS = 1000 << ICOUNT_SHIFT
+"""The same in picoseconds."""
+
 
 @dataclass(frozen=True)
 class Emulation:
-    """What an image left. status: "ended" at the exit, or "stopped" by the time limit, then at `pc`."""
+    """What an image left. status: "ended" at the exit, or "stopped" by the time limit, then at `pc`.  log: the entries of probes."""
 
     status: str
     pc: int
     mailbox: bytes
+    log: bytes = b""
 
 
 def instructions_of(ticks: int, empty_ticks: int, board: Board) -> int:
     """Return the instructions of a run from what the timer counted, and what it counted of a run of one instruction."""
-    each = 1000 << ICOUNT_SHIFT  # picoseconds an instruction
-    run, empty = ((2 * count * board.picoseconds + each) // (2 * each) for count in (ticks, empty_ticks))
+    run, empty = ((2 * count * board.picoseconds + PICOSECONDS) // (2 * PICOSECONDS) for count in (ticks, empty_ticks))
     return run - empty + 1
 
 
-def emulate(elf: bytes, image: Image, board: Board, mailbox: bytes, seconds: float) -> Emulation:
-    """Run an image whose mailbox holds these bytes. Raises CheckError if QEMU ends early, ToolchainError if it is missing."""
+def emulate(
+    elf: bytes, image: Image, board: Board, mailbox: bytes, seconds: float, probes: Probes | None = None
+) -> Emulation:
+    """Run an image whose mailbox holds these bytes, or what `probes` made of it.
+
+    Raises CheckError if QEMU ends early, ToolchainError if it is missing.
+    """
     program = shutil.which(PROGRAM)
     if program is None:
         raise ToolchainError("DS1012", f"{PROGRAM} is not installed", fix="apt-get install qemu-system-arm")
     try:
         with tempfile.TemporaryDirectory(prefix="dsopt-") as name:
             folder = Path(name)
-            (folder / "image.elf").write_bytes(elf)
-            (folder / "mailbox").write_bytes(mailbox)
-            with _Monitor(program, folder, image, board, time.monotonic() + seconds) as monitor:
-                return monitor.run(image.memory.mailbox_origin, len(mailbox))
+            (folder / "image.elf").write_bytes(probes.elf if probes else elf)
+            blocks = [(image.memory.mailbox_origin, mailbox)]
+            blocks += [(probes.code_origin, probes.code), (probes.log_origin, probes.log)] if probes else []
+            with _Monitor(program, folder, blocks, board, time.monotonic() + seconds) as monitor:
+                done = monitor.run(image.memory.mailbox_origin, len(mailbox))
+                return replace(done, log=monitor.log(probes)) if probes and done.status == "ended" else done
     except OSError as error:
         raise ToolchainError(
             "DS1011", "QEMU cannot be run", where=tempfile.gettempdir(), why=error.strerror or str(error),
@@ -66,18 +78,23 @@ def emulate(elf: bytes, image: Image, board: Board, mailbox: bytes, seconds: flo
 class _Monitor:
     """A QEMU process and its QMP connection, which is its stdin and stdout."""
 
-    def __init__(self, program: str, folder: Path, image: Image, board: Board, deadline: float) -> None:
+    def __init__(
+        self, program: str, folder: Path, blocks: Sequence[tuple[int, bytes]], board: Board, deadline: float
+    ) -> None:
         self._folder, self._deadline = folder, deadline
         self._pending = b""
         self._errors = (folder / "errors").open("w+b")
-        origin = image.memory.mailbox_origin
+        loaders = []
+        for number, (address, content) in enumerate(blocks):
+            (folder / f"block{number}").write_bytes(content)
+            loaders += ["-device", f"loader,file=block{number},addr={address:#x},force-raw=on"]
         self._process = subprocess.Popen(
             [
                 program, "-M", board.machine, "-nodefaults", "-nic", "none", "-display", "none", "-serial", "none",
                 "-monitor", "none", "-qmp", "stdio", "-icount", f"shift={ICOUNT_SHIFT}",
                 # Stopped at first: an event before the handshake would be lost. At the reset: stop, and keep the memory.
                 "-S", "-no-reboot", "-no-shutdown",
-                "-kernel", "image.elf", "-device", f"loader,file=mailbox,addr={origin:#x},force-raw=on",
+                "-kernel", "image.elf", *loaders,
             ],
             cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
         )  # fmt: skip
@@ -103,6 +120,11 @@ class _Monitor:
             self._command("stop")
             return Emulation("stopped", self._program_counter(), self._memory(origin, count))
         return Emulation("ended", 0, self._memory(origin, count))
+
+    def log(self, probes: Probes) -> bytes:
+        """Return the entries of the log of probes."""
+        count = entries_in(probes, self._memory(probes.log_origin, len(probes.log)))
+        return self._memory(probes.log_origin + len(probes.log), count * len(probes.log)) if count else b""
 
     def _memory(self, origin: int, count: int) -> bytes:
         self._command("memsave", val=origin, size=count, filename="answer")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Cost:
     """Executed instructions, and the cycles that they are estimated to take: an estimate (see cycles.py), never a measurement.
 
-    estimated_cycles: None for RISC-V, whose cores differ too much for one rule.
+    estimated_cycles: None for RISC-V, whose cores differ too much for one rule, and where QEMU counted.
     """
 
     instructions: int
@@ -34,8 +34,8 @@ class Simulation:
     exit_code: 0, or what the model returned instead of finishing; the later runs are then missing.
     outputs: for each run the bytes of each output, in the order of the image's table.
     run_instructions: of each run.  stack_bytes: the most that any run used.
-    layers, functions: sums over all runs; a layer's holds what it calls, a function's does not. Empty where the simulator
-    cannot tell functions apart (QEMU).
+    layers, functions: sums over all runs; a layer's holds what it calls, a function's does not. QEMU cannot tell functions apart,
+    nor layers where its board has no room for the probes: they are then empty.
     traces: what layers left in memory in the last run, by function.
     """
 
