@@ -139,15 +139,15 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report(name: str, rows: Sequence[Row], *, as_json: bool) -> None:
-    """Print the rows: one table for each set of keys, or one JSON document with the machine in it."""
+def report(name: str, rows: Sequence[Row], *, as_json: bool, **lists: Sequence[Row]) -> None:
+    """Print the rows: one table for each set of keys, or one JSON document with the machine in it and further lists by name."""
     if as_json:
-        document = {"schema": 1, "name": name, "machine": machine(), "rows": rows}
+        document = {"schema": 1, "name": name, "machine": machine(), "rows": rows, **lists}
         print(json.dumps(document, indent=2, allow_nan=False))
         return
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
+    for row in [*rows, *(row for further in lists.values() for row in further)]:
         groups.setdefault(tuple(row), []).append(row)
     for keys, members in groups.items():
         print()
