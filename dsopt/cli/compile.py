@@ -140,6 +140,7 @@ def _document(build: Build, place: Path) -> dict[str, Any]:
         "artifact": str(place), "target": build.artifact.target,
         "inputs": manifest["inputs"], "outputs": manifest["outputs"],
         "artifact_bytes": _byte_count(build), "memory": manifest.get("memory", {}), "limits": manifest.get("limits", {}),
+        "patches": manifest.get("patches"),
         "passes": [{**record.as_dict(), "seconds": record.seconds} for record in build.records],
         "fallbacks": fallbacks(build),
         "check": {**build.agreement.as_dict(), "max_relative_error": build.agreement.max_relative_error},
@@ -171,10 +172,19 @@ def _text(build: Build, place: Path, explain: bool) -> str:
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
             *((f"{key.replace('_', ' ')} left", limit - memory[key]) for key, limit in sorted(limits.items()) if key in memory),
+            ("patches", _patches(build)),
             ("check", agreement.summary()), ("accuracy", build.verdict.summary() if build.verdict else ""),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]
     )  # fmt: skip
+
+
+def _patches(build: Build) -> str:
+    """Say which layers run patch by patch."""
+    patches = build.artifact.manifest.get("patches")
+    if not patches:
+        return ""
+    return f"{patches['rows']} x {patches['columns']} of %{patches['until']} and all before it, {patches['multiply_adds']:,} multiply-adds"
 
 
 def _change(counts: tuple[int, int]) -> str:

@@ -32,8 +32,10 @@ def test_what_was_measured_is_enough_and_one_byte_less_is_not(
     found = run_json(*M4, *QUANTISED, *exact, "-o", "exact")
     assert found["limits"] == {key: memory[key] for key in ("ram_bytes", "flash_bytes", "instructions")}
     assert Path("exact/image.elf").read_bytes() == Path("free/image.elf").read_bytes()
+    patched = run_json(*M4, *QUANTISED, "--ram", memory["ram_bytes"] - 1, "-o", "patched")
+    assert patched["memory"]["ram_bytes"] < memory["ram_bytes"]
+    assert patched["patches"]["rows"] * patched["patches"]["columns"] > 1
     for option, key, code in (
-        ("--ram", "ram_bytes", "DS0601"),
         ("--flash", "flash_bytes", "DS0602"),
         ("--instructions", "instructions", "DS0603"),
     ):

@@ -132,9 +132,8 @@ def write(cx: Emitter, stored: Integers, is_turned: bool = False, is_widened: bo
     if is_widened and value.dtype not in BYTES:
         value = cx.cast(value, stored.values.dtype)
     zeros = None
-    if (
-        value.dtype != torch.int32
-    ):  # not shared: on CPUs without VNNI, ONNX Runtime rewrites those of weights one by one
+    if value.dtype != torch.int32:
+        # Not shared: on CPUs without VNNI, ONNX Runtime rewrites those of weights one by one.
         narrow = _narrow(stored) if value.dtype not in BYTES else None
         zeros = cx.store(cx.unique(f"{stored.name}.zero_point"), zero.to(stored.values.dtype), narrow)
     return cx.op(
