@@ -53,14 +53,23 @@ def _functional_twin(op: Any) -> Any:
     if functional is None:
         return None
     ours, theirs = functional._schema.arguments, op._schema.arguments
-    same = [item.name for item in ours] == [item.name for item in theirs]
+    same = [item.name for item in ours[1:]] == [
+        item.name for item in theirs[1:]
+    ]  # dropout names its first one otherwise
     return functional if same else None
 
 
 def _is_private(value: fx.Node, writer: fx.Node) -> bool:
-    """Tell whether nobody can see a write into `value` but the users of the writer's result."""
-    if value.op != "call_function" or private.aliases_input(value.target) or "getitem" in str(value.target):
+    """Tell whether nobody can see a write into `value` but the users of the writer's result.
+
+    A view is private if what it looks at is, and has no other reader.
+    """
+    if value.op != "call_function" or "getitem" in str(value.target):
         return False
+    if private.aliases_input(value.target):
+        sources = value.all_input_nodes
+        if len(sources) != 1 or len(sources[0].users) != 1 or not _is_private(sources[0], value):
+            return False
     later = False
     for node in value.graph.nodes:
         if node is writer:

@@ -35,6 +35,36 @@ def test_inplace_operators_become_functional_and_dropout_stays(conv_program: Pro
     assert aten.dropout.default in targets
 
 
+def test_writes_into_views_that_nobody_else_reads_become_functional_and_norms_stay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop, self.act = nn.BatchNorm2d(3), nn.Dropout(0.2, inplace=True), nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.drop(self.act(self.norm(x).flatten(1)))
+
+    model = Net().eval()
+    program = export_module(model, (torch.randn(2, 3, 4, 4),))
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == [
+        aten.batch_norm.default, aten.flatten.using_ints, aten.relu.default, aten.dropout.default,
+    ]  # fmt: skip
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(program.run(x)[0], model(x))
+
+
+def test_a_write_into_a_view_of_what_is_read_again_is_seen_there() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            y.flatten().relu_()
+            return y + 1
+
+    x = torch.randn(2, 3)
+    assert torch.equal(export_module(Net(), (x,)).run(x)[0], Net()(x))
+
+
 def test_batch_dim_survives_and_can_be_fixed(conv_net: nn.Module, conv_program: Program) -> None:
     assert list(conv_program.dims) == ["batch"]
     fixed = conv_program.specialize({"batch": 1})

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from dsopt.ir import Program
 from dsopt.ir.torch_private import is_operator, named_arguments
-from dsopt.passes.prune.axes import Algebra, Axes, Expr, Length, fixed, is_fixed, same
+from dsopt.passes.prune.axes import Algebra, Axes, Expr, Length, fixed, is_fixed, length, same
 from dsopt.passes.prune.rules import Result, Unknown, rule_of
 from dsopt.passes.prune.slots import Pin
 
@@ -195,14 +195,24 @@ class AxisInference:
         if rule is not None:
             try:
                 result: Result = rule(self, node, named_arguments(node))
+                if result is None:
+                    return []
+                results = list(result) if isinstance(result, list) else [result]
+                self._check(node, results)
+                return results
             except Unknown as form:
                 self._pin_all(node, str(form))
                 return None
-            if result is None:
-                return []
-            return list(result) if isinstance(result, list) else [result]
         self._pin_all(node, "what it does with its operands is not known")
         return None
+
+    def _check(self, node: fx.Node, results: list[Axes]) -> None:
+        """Believe a rule only if what it says of the result has the recorded shape. Raises Unknown."""
+        value = node.meta["val"]
+        for axes, each in zip(results, value if isinstance(value, (tuple, list)) else [value], strict=False):
+            sizes = tuple(each.shape) if isinstance(each, Tensor) else ()
+            if len(axes) != len(sizes) or not all(map(same, map(length, axes), sizes)):
+                raise Unknown("its rule and its recorded shape differ")
 
     def _pin_all(self, node: fx.Node, why: str) -> None:
         operands = [axes for each in node.all_input_nodes for axes in self.parts(each)]

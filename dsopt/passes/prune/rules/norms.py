@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from dsopt.passes.prune.rules.base import Call, Named, Resize, Result, Rule, Unknown, Widths, rank, tensor
+from dsopt.passes.prune.rules.base import (
+    Call,
+    Named,
+    Resize,
+    Result,
+    Rule,
+    Unknown,
+    Widths,
+    each,
+    fixed_axes,
+    rank,
+    tensor,
+)
 
 if TYPE_CHECKING:
     from dsopt.passes.prune.inference import AxisInference
@@ -18,7 +30,7 @@ def _by_channel(inference: AxisInference, node: fx.Node, named: Named) -> Result
     if rank(x) < 2:
         raise Unknown("its operand has no dim of channels")
     for name in ("weight", "bias", "running_mean", "running_var"):
-        if named[name] is not None:
+        if named.get(name) is not None:
             inference.tie(tensor(named[name]), 0, inference.dim(x, 1))
     return inference.axes(x)
 
@@ -70,15 +82,52 @@ def _resize_groups(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     return node.target, {**named, "num_groups": widths.kept(group)}
 
 
+def _native_batch(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """With its statistics, one for each channel, or empty where they are given."""
+    axes: Any = _by_channel(inference, node, named)
+    statistics = [(axes[1],) if value.numel() else fixed_axes(value.shape) for value in node.meta["val"][1:]]
+    return [axes, *statistics]
+
+
+def _native_layer(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """With its statistics, of size 1 along what is normalised."""
+    axes: Any = _trailing(inference, node, named)
+    count = len(named["normalized_shape"])
+    statistics = (*axes[: len(axes) - count], *((),) * count)
+    return [axes, statistics, statistics]
+
+
+def _native_group(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """With its statistics, (B, groups)."""
+    axes: Any = _group_norm(inference, node, {**named, "num_groups": named["group"]})
+    inference.remember("channels", axes[1])
+    groups = inference.memory.get((node, "groups"), ())
+    return [axes, (axes[0], groups), (axes[0], groups)]
+
+
+def _resize_native_group(widths: Widths, node: fx.Node, named: Named) -> Call | None:
+    memory = widths.inference.memory
+    channels = widths.kept(memory[node, "channels"])
+    group = memory.get((node, "groups"))
+    if channels == named["C"]:
+        return None
+    return node.target, {**named, "C": channels, "group": 1 if group is None else widths.kept(group)}
+
+
 RULES: dict[str, Rule] = {
     "batch_norm": _by_channel,
     "instance_norm": _by_channel,
     "layer_norm": _trailing,
     "rms_norm": _trailing,
     "group_norm": _group_norm,
+    **each("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training", _native_batch),
+    "native_layer_norm": _native_layer,
+    "native_group_norm": _native_group,
 }
 RESIZES: dict[str, Resize] = {
     "layer_norm": _resize_trailing,
     "rms_norm": _resize_trailing,
     "group_norm": _resize_groups,
+    "native_layer_norm": _resize_trailing,
+    "native_group_norm": _resize_native_group,
 }

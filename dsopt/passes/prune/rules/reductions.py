@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from dsopt.passes.prune.axes import fixed
 from dsopt.passes.prune.rules.base import Named, Result, Rule, axis, axis_list, each, rank, tensor
 
 if TYPE_CHECKING:
@@ -52,6 +53,15 @@ def _along(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return [axes] * len(value) if isinstance(value, (tuple, list)) else axes
 
 
+def _top(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    x = tensor(named["self"])
+    place = axis(named["dim"], rank(x))
+    inference.pin_dims(x, (place,), "some elements of it are picked")
+    axes = inference.axes(x)
+    found = (*axes[:place], fixed(node.meta["val"][0].shape[place]), *axes[place + 1 :])
+    return [found, found]
+
+
 def _similarity(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     a, b = tensor(named["x1"]), tensor(named["x2"])
     dims = max(rank(a), rank(b))
@@ -69,5 +79,6 @@ RULES: dict[str, Rule] = {
         "softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort",
         _along,
     ),
+    "topk": _top,
     "cosine_similarity": _similarity,
 }

@@ -48,13 +48,18 @@ def _permute(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return _permuted(inference, x, [axis(dim, rank(x)) for dim in named["dims"]])
 
 
-def _transpose(inference: AxisInference, node: fx.Node, named: Named) -> Result:
-    x = tensor(named["self"])
-    order = list(range(rank(x)))
-    if rank(x) >= 2:
-        a, b = axis(named.get("dim0", -2), rank(x)), axis(named.get("dim1", -1), rank(x))
-        order[a], order[b] = order[b], order[a]
-    return _permuted(inference, x, order)
+def _swapped(first: str | int, second: str | int) -> Rule:
+    """Return the rule of an operator that swaps two dimensions, given by the names of arguments or by number."""
+
+    def rule(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+        x = tensor(named["self"])
+        order = list(range(rank(x)))
+        if rank(x) >= 2:
+            a, b = (axis(each if isinstance(each, int) else named[each], rank(x)) for each in (first, second))
+            order[a], order[b] = order[b], order[a]
+        return _permuted(inference, x, order)
+
+    return rule
 
 
 def _reverse(inference: AxisInference, node: fx.Node, named: Named) -> Result:
@@ -279,9 +284,11 @@ def _pad(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 RULES: dict[str, Rule] = {
     **each("view reshape _unsafe_view flatten unflatten", _reshape),
     "permute": _permute,
-    **each("transpose t mT swapaxes swapdims adjoint", _transpose),
+    **each("transpose swapdims", _swapped("dim0", "dim1")),
+    "swapaxes": _swapped("axis0", "axis1"),
+    **each("t mT mH adjoint", _swapped(-2, -1)),
     "numpy_T": _reverse,
-    "movedim": _movedim,
+    **each("movedim moveaxis", _movedim),
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     **each("cat concat concatenate", _concat),
