@@ -13,7 +13,20 @@ BASE = {"dims", "errors", "nesting", "zip_limits", "target"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     # layer: (may import of dsopt, may import of others)
     "cli": (
-        {"api", "measure", "report", "accuracy", "artifact", "runtime", "feeds", "passes", "frontend", "config", "projects", *BASE},
+        {
+            "api",
+            "measure",
+            "report",
+            "accuracy",
+            "artifact",
+            "runtime",
+            "feeds",
+            "passes",
+            "frontend",
+            "config",
+            "projects",
+            *BASE,
+        },
         {"click", "rich", "numpy"},
     ),
     "config": ({*BASE}, {"click", "tomli"}),

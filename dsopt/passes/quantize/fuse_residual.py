@@ -47,6 +47,8 @@ def _fits(program: Program, conv: Any, zero: int, residual: Any, node: fx.Node) 
     """Return whether the convolution can add the residual to its result, which stands for 0 where it is `zero`."""
     if conv.target is not _CONVOLUTION or len(conv.users) != 1 or conv is residual:
         return False
-    is_plain = conv.args[_ZERO] == zero and not conv.args[_TRANSPOSED] and conv.args[_GROUPS] == 1 and conv.args[_BITS] == 8
+    is_plain = (
+        conv.args[_ZERO] == zero and not conv.args[_TRANSPOSED] and conv.args[_GROUPS] == 1 and conv.args[_BITS] == 8
+    )
     same = program.shape(conv) == program.shape(residual) == program.shape(node)
     return is_plain and same and program.dtype(residual) == torch.int8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -115,26 +115,56 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+def random_cases(seed: int, count: int) -> dict[str, Case]:
+    """Return layers of any geometry: convolutions of every kind, and products of one row or several."""
+    random = np.random.default_rng(seed)
+    return {f"random_{seed}_{number}": _random_case(random, number) for number in range(count)}
+
+
+def _random_case(random: np.random.Generator, number: int) -> Case:
+    low, high = sorted(random.choice([-128, -100, -20, 0, 60, 127], 2, replace=False).tolist())
+    zero = int(random.integers(-128, 128))
+    s = Settings(
+        int(random.integers(1 << 16)), x_zero=zero, y_zero=int(random.integers(low, high + 1)), y_range=(low, high)
+    )
+    weights = Weights(4) if random.random() < 0.2 else Weights()
+    if random.random() < 0.25:
+        rows, K, N = int(random.integers(1, 9)), int(random.integers(1, 90)), int(random.integers(1, 20))
+        return layers(linear(N, K, s, weights)), (rows, K)
+    C = int(random.choice([1, 2, 3, 4, 7, 8, 12, 16, 20, 33]))
+    depthwise = random.random() < 0.35
+    kernel = random.integers(1, 5, 2).tolist()
+    stride, dilation = (random.choice([1, 1, 2], 2).tolist() for _ in range(2))
+    reach = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]
+    before, after = ([int(random.integers(0, size)) for size in reach] for _ in range(2))
+    side = [int(random.integers(max(1, r - b - a), r + 9)) for r, b, a in zip(reach, before, after, strict=True)]
+    N = C if depthwise else int(random.integers(1, 20))
+    padding = tuple(before if before == after else before + after)
+    layer = conv((N, 1 if depthwise else C, *kernel), s, weights, stride=stride, dilation=dilation, groups=C if depthwise else 1,
+                 padding=padding if len(padding) > 1 else (0,))  # fmt: skip
+    return (chained(C, layer) if number % 2 else layers(layer)), (C, *side)
+
+
 class Joined(nn.Module):
     """All cases side by side: one image holds them."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, cases: Mapping[str, Case]) -> None:
         super().__init__()
-        self.cases = nn.ModuleList(nn.Sequential(*CASES[name][0]) for name in names)
+        self.cases = nn.ModuleList(nn.Sequential(*functions) for functions, _ in cases.values())
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(case(x) for case, x in zip(self.cases, inputs, strict=True))
 
 
-def inputs_of(names: Sequence[str], seed: int) -> tuple[Tensor, ...]:
+def inputs_of(cases: Mapping[str, Case], seed: int) -> tuple[Tensor, ...]:
     """Return an input for each case: of the whole range for even seeds, else of nothing but its ends."""
     random = np.random.default_rng(seed)
-    shapes = [(1, *CASES[name][1]) for name in names]
+    shapes = [(1, *shape) for _, shape in cases.values()]
     arrays = [integers(random, shape) if seed % 2 == 0 else random.choice([-128, 127], shape) for shape in shapes]
     return tuple(torch.from_numpy(array.astype(np.int8)) for array in arrays)
 
 
-def program_of(names: Sequence[str]) -> Program:
+def program_of(cases: Mapping[str, Case]) -> Program:
     """Return the cases as one program, with each sum in the store of its convolution."""
-    program = dsopt.capture(Joined(names).eval(), inputs_of(names, 0))
+    program = dsopt.capture(Joined(cases).eval(), inputs_of(cases, 0))
     return dsopt.PassManager(dsopt.parse_pipeline("fold-padding,fuse-residual")).run(program)[0]

@@ -18,7 +18,7 @@ from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
-from tests.backends.mcu.kernel_cases import CASES, inputs_of, program_of
+from tests.backends.mcu.kernel_cases import CASES, inputs_of, program_of, random_cases
 from tests.backends.tir.host_runner import run_on_host
 from tests.simulate.images import needs_gcc, needs_qemu
 
@@ -37,7 +37,7 @@ SIMULATED = [
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return program_of(ALL)
+    return program_of(CASES)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,32 @@ def results(
 @pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_portable_bodies_give_the_bits_of_the_reference(program: Program, core: str, seed: int, tmp_path: Path) -> None:
-    inputs = inputs_of(ALL, seed)
+    inputs = inputs_of(CASES, seed)
     got, _ = run_on_host(program, inputs, tmp_path, special=special_lowerings(McuTarget(core)))
     assert wrong(program, got, inputs) == []
+
+
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+@pytest.mark.parametrize("seed", range(4))
+def test_portable_bodies_of_random_layers_give_the_bits_of_the_reference(core: str, seed: int, tmp_path: Path) -> None:
+    cases = random_cases(seed, 24)
+    program, inputs = program_of(cases), inputs_of(cases, seed)
+    got, _ = run_on_host(program, inputs, tmp_path, special=special_lowerings(McuTarget(core)))
+    wanted = [value.numpy() for value in program.run(*inputs)]
+    assert [name for name, one, want in zip(cases, got, wanted, strict=True) if not np.array_equal(one, want)] == []
+
+
+@pytest.mark.mcu
+@pytest.mark.parametrize(
+    ("core", "simulator"), [("cortex-m4", "unicorn"), pytest.param("cortex-m55", "qemu", marks=needs_qemu)]
+)
+def test_random_layers_give_the_bits_of_the_reference_on_emulated_cores(core: str, simulator: str) -> None:
+    cases = random_cases(100, 40)
+    program, inputs = program_of(cases), inputs_of(cases, 1)
+    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    got, _ = results(artifact, program, inputs, simulator)
+    wanted = [value.numpy() for value in program.run(*inputs)]
+    assert [name for name, one, want in zip(cases, got, wanted, strict=True) if not np.array_equal(one, want)] == []
 
 
 @pytest.mark.mcu
@@ -86,7 +109,7 @@ def test_emulated_cores_give_the_bits_of_the_reference(
     program: Program, emitted: Callable[[str, str], Artifact], core: str, simulator: str, compiler: str
 ) -> None:
     for seed in (0, 1):
-        inputs = inputs_of(ALL, seed)
+        inputs = inputs_of(CASES, seed)
         got, _ = results(emitted(core, compiler), program, inputs, simulator)
         assert wrong(program, got, inputs) == []
 
@@ -105,7 +128,7 @@ def test_kernels_made_for_speed_or_flash_give_the_same_bits(
 ) -> None:
     target = McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20)
     artifact = McuBackend().emit(program, target, EmitOptions(optimize=style))
-    inputs = inputs_of(ALL, 0)
+    inputs = inputs_of(CASES, 0)
     got, count = results(artifact, program, inputs, simulator)
     assert wrong(program, got, inputs) == []
     usual = emitted(core, "zig")
@@ -117,7 +140,7 @@ def test_kernels_made_for_speed_or_flash_give_the_same_bits(
 @pytest.mark.mcu
 @needs_qemu
 def test_two_emulators_execute_the_same_instructions(program: Program, emitted: Callable[[str, str], Artifact]) -> None:
-    inputs = inputs_of(ALL, 0)
+    inputs = inputs_of(CASES, 0)
     counts = {results(emitted("cortex-m4", "zig"), program, inputs, name)[1] for name in ("unicorn", "qemu")}
     assert len(counts) == 1
 
@@ -150,7 +173,7 @@ def test_a_wrong_rounding_is_found(
 
     monkeypatch.setattr(generate, "kernels_header", altered)
     artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
-    inputs = inputs_of(ALL, 0)
+    inputs = inputs_of(CASES, 0)
     got, _ = results(artifact, program, inputs, simulator)
     assert len(wrong(program, got, inputs)) > len(ALL) // 2
 

@@ -185,14 +185,15 @@ class _Columns:
 
     def _row(self, row: Expr, left: Expr, target: Expr, p: Expr, row_quads: int) -> None:
         k, g = self.k, self.g
+        fits = g.dilation[1] == 1 and g.kernel[1] <= g.size[1]
         whole = tirx.all(left >= 0, left <= g.size[1] - g.kernel[1])
-        if g.dilation[1] == 1:
+        if fits:
             with k.when(whole) if g.leaves(1) else _always():
                 k.call(gather_kernel(row_quads), address(self.columns, target, p, 0), self._at(row, left), row_quads)
             if not g.leaves(1):
                 return
         quads = g.C // 4
-        with k.when(tirx.Not(whole)) if g.dilation[1] == 1 else _always(), k.loop("kx", 0, g.kernel[1]) as kx:
+        with k.when(tirx.Not(whole)) if fits else _always(), k.loop("kx", 0, g.kernel[1]) as kx:
             column = k.let("column", left + kx * g.dilation[1])
             place = address(self.columns, target + kx * (quads * 2), p, 0)
             inside = _within(column, g.size[1])
@@ -209,6 +210,9 @@ class _Columns:
         reach = tuple((g.kernel[dim] - 1) * g.dilation[dim] for dim in (0, 1))
         whole = tirx.all(top >= 0, top < g.size[0] - reach[0], left >= 0, left < g.size[1] - reach[1])
         leaves = g.leaves(0) or g.leaves(1)
+        if g.size[0] <= reach[0] or g.size[1] <= reach[1]:  # no window lies within the image
+            self._border(top, left, p)
+            return
         with k.when(whole) if leaves else _always():
             start = self._at(top, left) if self.is_last else address(self.x, 0, 0, *self._place(top, left))
             k.call(window_kernel(self._offsets()), address(self.columns, 0, p, 0), start)
