@@ -168,6 +168,20 @@ def group_norms() -> nn.Module:
     )  # fmt: skip
 
 
+class Rewritten(nn.Module):
+    """A write through a view that is read again: the whole graph is made functional, and norms give their statistics, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.groups = conv_bn(3, 16), nn.GroupNorm(4, 16)
+        self.conv, self.norm, self.head = nn.Conv2d(16, 12, 3), nn.GroupNorm(1, 12), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.groups(self.stem(x))
+        y.flatten(1).relu_()
+        return self.head(self.norm(self.conv(y)))
+
+
 def mobile() -> nn.Module:
     """MobileNetV3's inverted residual (Howard et al. 2019)."""
     body = nn.Sequential(
@@ -189,5 +203,6 @@ CNNS: dict[str, Callable[[], nn.Module]] = {
     "transposed": transposed,
     "group_norms": group_norms,
     "mobile": mobile,
+    "rewritten": Rewritten,
 }  # fmt: skip
 """Networks on (B, 3, 8, 8)."""
