@@ -21,6 +21,7 @@ from dsopt.frontend import load
 from dsopt.ir import Program
 from dsopt.lock import lock_file
 from dsopt.passes.base import Pass, PassRecord, parse_pipeline
+from dsopt.passes.quantize.scales import refuse_scales
 from dsopt.target import Target, parse_target
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _check_program(program: Program, target: Target, backend: Backend) -> None:
             why="its loops and its memory are laid out at compile time",
             fix=f"fix them, for instance by {flags} (in Python: program.specialize({sizes}))",
         )  # fmt: skip
+    refuse_scales(program)
 
 
 def _pipeline(backend: Backend, target: Target, passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:

@@ -21,6 +21,7 @@ from dsopt.simulate import mailbox as mailboxes
 from dsopt.simulate import qemu, unicorn
 from dsopt.simulate.block_counter import Block
 from dsopt.simulate.boards import board_of
+from dsopt.simulate.callers import callers
 from dsopt.simulate.image import Image, read_image
 from dsopt.simulate.mailbox import Answer
 from dsopt.simulate.probes import instructions_by_layer, with_probes
@@ -143,9 +144,9 @@ def _on_unicorn(
     done = unicorn.emulate(image, core, content, entries, reads, seconds)
     answer = mailboxes.unpack(image, done.mailbox)
     if done.status == "fault":
-        raise _fault(image, done.pc, f"{len(answer.outputs)} runs done", done.error)
+        raise _fault(image, done.pc, f"{len(answer.outputs)} runs done{_called_by(image, done)}", done.error)
     if done.status == "stopped":
-        raise _too_slow(image, done.pc, seconds)
+        raise _too_slow(image, done, seconds)
     _check(image, answer)
     return _Part(answer, done.run_instructions[: len(answer.outputs)], done.blocks, done.traced)
 
@@ -168,7 +169,7 @@ def _on_qemu(
         )
     done = qemu.emulate(elf, image, board, content, seconds)
     if done.status == "stopped":
-        raise _too_slow(image, done.pc, seconds)
+        raise _too_slow(image, done, seconds)
     answer = mailboxes.unpack(image, done.mailbox)
     _check(image, answer)
     counts = tuple(qemu.instructions_of(ticks, answer.empty_ticks, board) for ticks in answer.ticks)
@@ -177,7 +178,7 @@ def _on_qemu(
         return _Part(answer, counts)
     probed = qemu.emulate(elf, image, board, content, seconds, probes)
     if probed.status == "stopped":
-        raise _too_slow(image, probed.pc, seconds)
+        raise _too_slow(image, probed, seconds)
     if mailboxes.unpack(image, probed.mailbox).outputs != answer.outputs:
         raise CheckError("DS1004", "the image gives other outputs while its layers are counted", fix=_REPORT)
     by_layer = instructions_by_layer(probes, probed.log, board, qemu.PICOSECONDS)
@@ -231,8 +232,15 @@ def _fault(image: Image, pc: int, when: str, why: str) -> CheckError:
     )  # fmt: skip
 
 
-def _too_slow(image: Image, pc: int, seconds: float) -> CheckError:
+def _called_by(image: Image, done: qemu.Emulation | unicorn.Emulation) -> str:
+    """Say which functions led to where an emulator was stopped: one of them is the layer."""
+    here = image.function_at(done.pc & ~1)
+    names = [name for name in callers(image, done.pc, done.link, done.stack) if name != here]
+    return ", called by " + ", ".join(names) if names else ""
+
+
+def _too_slow(image: Image, done: qemu.Emulation | unicorn.Emulation, seconds: float) -> CheckError:
     return CheckError(
-        "DS1002", f"the image did not finish within {seconds:.3g} s", where="it was in " + _place(image, pc),
+        "DS1002", f"the image did not finish within {seconds:.3g} s", where=f"it was in {_place(image, done.pc)}{_called_by(image, done)}",
         fix="give fewer inputs at a time, or more seconds if the model is large",
     )  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 
 from dsopt.errors import CheckError, ToolchainError
 from dsopt.simulate.boards import Board
+from dsopt.simulate.callers import MOST_STACK_BYTES
 from dsopt.simulate.image import Image
 from dsopt.simulate.probes import Probes, entries_in
 
@@ -35,12 +36,16 @@ PICOSECONDS = 1000 << ICOUNT_SHIFT
 
 @dataclass(frozen=True)
 class Emulation:
-    """What an image left. status: "ended" at the exit, or "stopped" by the time limit, then at `pc`.  log: the entries of probes."""
+    """What an image left. status: "ended" at the exit, or "stopped" by the time limit, then at `pc`, with the link register and the
+    stack from its pointer on.  log: the entries of probes.
+    """
 
     status: str
     pc: int
     mailbox: bytes
     log: bytes = b""
+    link: int = 0
+    stack: bytes = b""
 
 
 def instructions_of(ticks: int, empty_ticks: int, board: Board) -> int:
@@ -65,7 +70,8 @@ def emulate(
             (folder / "image.elf").write_bytes(probes.elf if probes else elf)
             blocks = [(image.memory.mailbox_origin, mailbox)]
             blocks += [(probes.code_origin, probes.code), (probes.log_origin, probes.log)] if probes else []
-            with _Monitor(program, folder, blocks, board, time.monotonic() + seconds) as monitor:
+            top = image.symbols["harness_stack_top"]
+            with _Monitor(program, folder, blocks, board, top, time.monotonic() + seconds) as monitor:
                 done = monitor.run(image.memory.mailbox_origin, len(mailbox))
                 return replace(done, log=monitor.log(probes)) if probes and done.status == "ended" else done
     except OSError as error:
@@ -79,8 +85,15 @@ class _Monitor:
     """A QEMU process and its QMP connection, which is its stdin and stdout."""
 
     def __init__(
-        self, program: str, folder: Path, blocks: Sequence[tuple[int, bytes]], board: Board, deadline: float
+        self,
+        program: str,
+        folder: Path,
+        blocks: Sequence[tuple[int, bytes]],
+        board: Board,
+        stack_top: int,
+        deadline: float,
     ) -> None:
+        self._stack_top = stack_top
         self._folder, self._deadline = folder, deadline
         self._pending = b""
         self._errors = (folder / "errors").open("w+b")
@@ -118,7 +131,11 @@ class _Monitor:
         if not self._ended():
             self._deadline = time.monotonic() + 5
             self._command("stop")
-            return Emulation("stopped", self._program_counter(), self._memory(origin, count))
+            mailbox = self._memory(origin, count)
+            pointer, link, pc = self._registers()
+            depth = min(self._stack_top - pointer, MOST_STACK_BYTES)
+            stack = self._memory(pointer, depth) if depth > 0 else b""
+            return Emulation("stopped", pc, mailbox, link=link, stack=stack)
         return Emulation("ended", 0, self._memory(origin, count))
 
     def log(self, probes: Probes) -> bytes:
@@ -130,10 +147,11 @@ class _Monitor:
         self._command("memsave", val=origin, size=count, filename="answer")
         return (self._folder / "answer").read_bytes()
 
-    def _program_counter(self) -> int:
+    def _registers(self) -> list[int]:
+        """Return stack pointer, link register and program counter; 0 for what QEMU does not name."""
         text = str(self._command("human-monitor-command", **{"command-line": "info registers"}))
-        _, _, rest = text.partition("R15=")
-        return int(rest[:8], 16) if rest else 0
+        found = (text.partition(f"R{number}=")[2][:8] for number in (13, 14, 15))
+        return [int(digits, 16) if digits else 0 for digits in found]
 
     def _ended(self) -> bool:
         """Wait for the guest's reset; False at the deadline."""

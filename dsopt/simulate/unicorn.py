@@ -13,6 +13,7 @@ from typing import Any
 from dsopt.errors import CheckError
 from dsopt.simulate.block_counter import Block
 from dsopt.simulate.boards import TIMER_NONE
+from dsopt.simulate.callers import MOST_STACK_BYTES
 from dsopt.simulate.host_compiler import block_counter_library
 from dsopt.simulate.image import PAGE, Image
 from dsopt.target import CORES
@@ -36,7 +37,9 @@ _PACKAGE_ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Emulation:
-    """What the child answered. status: "ended" at the exit, "stopped" by the time limit, or "fault"."""
+    """What the child answered. status: "ended" at the exit, "stopped" by the time limit, or "fault". Then `link` and `stack` are what
+    the link register, and the stack from its pointer to its top, held.
+    """
 
     status: str
     error: str
@@ -45,6 +48,8 @@ class Emulation:
     blocks: tuple[Block, ...]
     run_instructions: tuple[int, ...]
     traced: tuple[bytes, ...]
+    link: int = 0
+    stack: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,10 @@ def emulate(
     for trace in traces:
         traced.append(rest[: trace.bytes])
         rest = rest[trace.bytes :]
+    depth = answer["stack_bytes"]
     return Emulation(
-        answer["status"], answer["error"], answer["pc"], rest,
-        tuple(Block(*fields) for fields in sorted(answer["blocks"])), tuple(answer["runs"]), tuple(traced),
+        answer["status"], answer["error"], answer["pc"], rest[depth:],
+        tuple(Block(*fields) for fields in sorted(answer["blocks"])), tuple(answer["runs"]), tuple(traced), answer["link"], rest[:depth],
     )  # fmt: skip
 
 
@@ -108,6 +114,8 @@ def _job(
         "regions": _regions(image, len(mailbox)),
         "writes": [*writes, (memory.mailbox_origin, len(mailbox))],
         "stack": image.symbols["harness_stack_top"],
+        "stack_limit": memory.ram_origin,
+        "most_stack_bytes": MOST_STACK_BYTES,
         "start": image.symbols["harness_reset"],
         "exit": image.symbols["harness_exit"],
         "run": image.symbols["harness_run"],

@@ -57,12 +57,17 @@ def run(job: dict[str, Any], source: BinaryIO) -> tuple[dict[str, Any], bytes]:
     except unicorn.UcError as error:
         answer |= {"status": "fault", "error": str(error)}
     answer["pc"] = uc.reg_read(machine.program_counter)
+    answer["link"], pointer = uc.reg_read(machine.link_register), uc.reg_read(machine.stack_pointer)
+    lowest, top = job["stack_limit"], job["stack"]
+    count = min(top - pointer, job["most_stack_bytes"]) if lowest <= pointer <= top else 0
+    stack = bytes(uc.mem_read(pointer, count)) if count else b""
+    answer["stack_bytes"] = len(stack)
     if answer["status"] == "ended" and answer["pc"] & ~1 != job["exit"]:
         answer["status"] = "stopped"
     blocks, answer["runs"] = counter.result()
     answer["blocks"] = [list(asdict(block).values()) for block in blocks]
     answer["counter"] = type(counter).__name__
-    content = b"".join(traced) + bytes(uc.mem_read(*job["answer"]))
+    content = b"".join(traced) + stack + bytes(uc.mem_read(*job["answer"]))
     return answer, content
 
 
