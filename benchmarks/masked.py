@@ -25,9 +25,8 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return a module in float64 and inference mode whose weights are random and different, and keep signals alive."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
-    statistics = [value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
     with torch.no_grad():
-        for value in [*model.parameters(), *statistics]:
+        for value in [*model.parameters(), *model.buffers()]:
             if not value.is_floating_point():
                 continue
             fan_in = max(1, value[0].numel()) if value.dim() > 1 else 1

@@ -154,32 +154,32 @@ def test_multiply_adds_are_met_and_are_those_that_inspect_counts() -> None:
     assert f"multiply-adds: {before:,} -> {after:,}" in record.notes[1]
 
 
-class Sorted(nn.Module):
-    """A layer whose channels are sorted, another that is free."""
+class Renormed(nn.Module):
+    """A layer that an unknown operator reads, another that is free."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 32), nn.Linear(32, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.special.bessel_j0(self.a(x)).unfold(1, 8, 8).flatten(1)
+        y = torch.special.bessel_j0(self.a(x)).renorm(2, 0, 1.0)
         return self.c(torch.relu(self.b(y)))
 
 
 def test_a_ratio_out_of_reach_is_refused_with_what_stands_in_the_way() -> None:
-    program = program_of(Sorted(), torch.randn(2, 4))
+    program = program_of(Renormed(), torch.randn(2, 4))
     with pytest.raises(UsageError) as refusal:
         pruned(program, "prune{ratio=0.9}")
     error = refusal.value
     assert error.code == "DS0370"
     assert error.what == "ratio=0.9 cannot be reached: at most 55.4 % of the parameters can go"
-    assert "a (32): %unfold aten.unfold.default at test_prune.py:" in error.where
-    assert "y = torch.special.bessel_j0(self.a(x)).unfold(1, 8, 8)" in error.where
+    assert "a (32): %renorm aten.renorm.default at test_prune.py:" in error.where
+    assert "y = torch.special.bessel_j0(self.a(x)).renorm(2, 0, 1.0)" in error.where
     assert "what it does with its operands is not known" in error.where
     assert "c (2): the output: it is an output of the program" in error.where
     assert error.fix == "ask for ratio=0.554 or less"
     result, record = pruned(program, "prune{ratio=0.55}")
-    assert any("kept all that this touches: %unfold" in note for note in record.notes)
+    assert any("kept all that this touches: %renorm" in note for note in record.notes)
     assert masked_difference(program, result) <= 1e-10
 
 

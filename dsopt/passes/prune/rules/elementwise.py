@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     **each(
         "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous to _to_copy type_as detach alias "
         "lift_fresh_copy hardswish log_sigmoid hardsigmoid rrelu fill copy bernoulli masked_fill float half double quantize_per_tensor "
-        "dropout_ relu_ __and__ __or__ __xor__ isnan isinf isfinite softplus hardshrink softshrink threshold clamp where",
+        "__and__ __or__ __xor__ isnan isinf isfinite dsopt.add_act",
         pointwise,
     ),
     **each("zeros_like ones_like full_like empty_like rand_like randn_like", _like),

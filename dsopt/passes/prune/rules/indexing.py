@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx
 
 from dsopt.passes.prune.axes import Axes
-from dsopt.passes.prune.rules.base import Named, Result, Rule, axis, fixed_axes, rank, result_sizes, tensor
+from dsopt.passes.prune.rules.base import Named, Result, Rule, axis, each, fixed_axes, rank, result_sizes, tensor
 
 if TYPE_CHECKING:
     from dsopt.passes.prune.inference import AxisInference
@@ -17,6 +18,14 @@ def _embedding(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     table, ids = tensor(named["weight"]), tensor(named["indices"])
     inference.pin_dims(table, (0,), "ids point into it", inner=True)
     return (*inference.axes(ids), inference.dim(table, 1))
+
+
+def _embedding_bag(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """The sum or mean of some rows; the other results are places in the bags."""
+    table = tensor(named["weight"])
+    inference.pin_dims(table, (0,), "ids point into it", inner=True)
+    first, *others = node.meta["val"]
+    return [(*fixed_axes(first.shape[:1]), inference.dim(table, 1)), *(fixed_axes(other.shape) for other in others)]
 
 
 def _index_select(inference: AxisInference, node: fx.Node, named: Named) -> Result:
@@ -30,9 +39,9 @@ def _index_select(inference: AxisInference, node: fx.Node, named: Named) -> Resu
 def _index(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     """x[i, :, j]: dimensions with an index go, those of the indices come in the place of the first, or in front if apart."""
     x = tensor(named["self"])
-    given = [(place, tensor(each)) for place, each in enumerate(named["indices"]) if each is not None]
+    given = [(place, tensor(index)) for place, index in enumerate(named["indices"]) if index is not None]
     places = [place for place, _ in given]
-    masks = [each for _, each in given if str(each.meta["val"].dtype) == "torch.bool"]
+    masks = [index for _, index in given if index.meta["val"].dtype in (torch.bool, torch.uint8)]
     inference.pin_dims(x, places, "indices point into it", inner=True)
     if masks:
         inference.pin_dims(x, range(rank(x)), "a mask picks elements of it")
@@ -41,7 +50,7 @@ def _index(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     count = len(sizes) - (rank(x) - len(places))
     is_together = places == list(range(places[0], places[0] + len(places)))
     first = places[0] if is_together else 0
-    picked = inference.broadcast([each for _, each in given], sizes[first : first + count])
+    picked = inference.broadcast([index for _, index in given], sizes[first : first + count])
     rest: Axes = tuple(inference.dim(x, index) for index in range(rank(x)) if index not in places)
     return (*rest[:first], *picked, *rest[first:])
 
@@ -62,6 +71,7 @@ def _gather(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 
 RULES: dict[str, Rule] = {
     "embedding": _embedding,
+    **each("embedding_bag _embedding_bag _embedding_bag_forward_only", _embedding_bag),
     "index_select": _index_select,
     "index": _index,
     "gather": _gather,

@@ -14,6 +14,7 @@ from dsopt.passes.prune.rules.base import (
     Rule,
     Unknown,
     Widths,
+    axis,
     each,
     fixed_axes,
     rank,
@@ -80,6 +81,15 @@ def _resize_shuffle(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     return None if groups == named["groups"] else (node.target, {**named, "groups": groups})
 
 
+def _strided_view(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Tensor.unfold: one dimension becomes windows, whose elements are a new last dimension."""
+    x = tensor(named["self"])
+    place = axis(named["dimension"], rank(x))
+    inference.pin_dims(x, (place,), "a window moves along it")
+    axes, sizes = inference.axes(x), result_sizes(node)
+    return (*axes[:place], *fixed_axes(sizes[place : place + 1]), *axes[place + 1 :], *fixed_axes(sizes[-1:]))
+
+
 def _unfold(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     """im2col: (B, C, H, W) -> (B, C * window, places)."""
     x = tensor(named["self"])
@@ -117,6 +127,7 @@ RULES: dict[str, Rule] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
+    "unfold": _strided_view,
     "im2col": _unfold,
     "col2im": _fold,
 }  # fmt: skip

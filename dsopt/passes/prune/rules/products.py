@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _linear(inference: AxisInference, node: fx.Node, named: Named) -> Result:
-    x, weight = tensor(named["input"]), tensor(named["weight"])
+    x, weight = tensor(named["input"] if "input" in named else named["x"]), tensor(named["weight"])
     if rank(weight) != 2:
         raise Unknown("its weight is no matrix")
     inference.tie(weight, 1, inference.dim(x, rank(x) - 1))
@@ -87,8 +87,14 @@ def _einsum(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return tuple(letters[letter] for letter in right)
 
 
+def _outer(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    second = named["other"] if "other" in named else named["vec2"]
+    return (inference.dim(tensor(named["self"]), 0), inference.dim(tensor(second), 0))
+
+
 RULES: dict[str, Rule] = {
-    "linear": _linear,
+    **each("linear dsopt.linear_act", _linear),
+    **each("outer ger", _outer),
     **each("matmul mm bmm mv dot", _matmul),
     **each("addmm baddbmm addmv", _addmm),
     "einsum": _einsum,
