@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 import dsopt
 from dsopt.ir import Program
+from dsopt.ops.rounding import multiplier_and_shift
 from tests.backends.tir.integer_modules import Apply, Settings, Weights, conv, integers, linear
 
 LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
 RELU, NARROW = Settings(3, y_zero=-128, y_range=(-128, 127)), Settings(4, y_zero=-20, y_range=(-20, 90))
 NIBBLES = Weights(4)
+WIDE = Settings(9, bits=16, x_zero=11, y_zero=-700)
 PLAIN, FULL = Settings(5), Settings(6, x_zero=-128, y_zero=-128)
 
 
@@ -49,6 +51,26 @@ class Residual(nn.Module):
         x = self.first(x)
         residual = self.other(x) if self.other is not None else x
         return torch.ops.dsopt.q_add(self.conv(x), residual, 5, 5, 700_001, -450_000, 20, -7, *self.clamp, 8)
+
+
+class Product(nn.Module):
+    """Two halves of the input as matrices, (batch, M, K) and (batch, K, N)."""
+
+    def __init__(self, M: int, K: int, N: int, zeros: tuple[int, int], s: Settings) -> None:
+        super().__init__()
+        self.sizes, self.zeros, self.output = (M, K, N), zeros, s.output
+        deviation = np.array([K**0.5 * 256**2 / 12])
+        multiplier, shift = multiplier_and_shift(s.factors(deviation, s.random))
+        self.scale = int(multiplier[0]), int(shift[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        M, K, N = self.sizes
+        a, b = x[0, :, : M * K].reshape(-1, M, K), x[0, :, M * K :].reshape(-1, K, N)
+        return torch.ops.dsopt.q_matmul(a, b, *self.zeros, *self.scale, *self.output, False)
+
+
+def product(batch: int, M: int, K: int, N: int, zeros: tuple[int, int], s: Settings) -> Case:
+    return (Product(M, K, N, zeros, s),), (batch, M * K + K * N)
 
 
 Case = tuple[Sequence[nn.Module], tuple[int, ...]]
@@ -89,6 +111,14 @@ CASES: dict[str, Case] = {
     "residual_one": (layers(Residual(12, 1, FULL, (-50, 60), False)), (12, 2, 4)),
     "residual_tails": (layers(Residual(8, 3, LOW, (-128, 127), True)), (8, 3, 5)),
     "residual_odd": (layers(Residual(5, 1, HIGH, (-128, 127), False)), (5, 2, 3)),
+    "product": product(2, 8, 16, 12, (-3, 7), NARROW),
+    "product_tails": product(3, 5, 12, 7, (-128, 127), LOW),
+    "product_plain": product(1, 4, 32, 6, (5, 0), RELU),
+    "product_low": product(2, 3, 64, 4, (127, -128), HIGH),
+    "product_16": product(2, 6, 16, 9, (4, -9), WIDE),
+    "vector_16": (layers(linear(7, 30, WIDE)), (30,)),
+    "vectors_16": (layers(linear(6, 20, WIDE)), (6, 20)),
+    "vector_16_nibbles": (layers(linear(5, 40, WIDE, NIBBLES)), (40,)),
     "vector": (layers(linear(8, 16, RELU)), (16,)),
     "vector_tails": (layers(linear(5, 13, LOW)), (13,)),
     "vector_long": (layers(linear(16, 163, HIGH)), (163,)),

@@ -10,6 +10,7 @@ from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, 
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.helium import convolution as helium
 from dsopt.backends.mcu.kernels.linear import linear
+from dsopt.backends.mcu.kernels.matmul import matmul
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
 from dsopt.backends.mcu.kernels.style import STYLES
 from dsopt.backends.tir.program import Buffer
@@ -34,6 +35,7 @@ _PAIRS: Mapping[str, _Styled] = {
     "dsopt.q_conv.default": convolution,
     "dsopt.q_conv_add.default": convolution_add,
     "dsopt.q_linear.default": linear,
+    "dsopt.q_matmul.default": matmul,
 }
 """Lowerings over pairs of int16, for cores with the DSP extension; their portable bodies run anywhere."""
 _VECTORS: Mapping[str, _Styled] = {
@@ -50,7 +52,11 @@ def special_lowerings(target: McuTarget, optimize: str = "balanced") -> Mapping[
     pairs: dict[str, Lowering] = {name: partial(lower, style) for name, lower in _PAIRS.items()}
     if not CORES[target.core].has_mve:
         return {**_ALWAYS, **pairs}
-    return {**_ALWAYS, **{name: _first(partial(lower, style), pairs[name]) for name, lower in _VECTORS.items()}}
+    return {
+        **_ALWAYS,
+        **pairs,
+        **{name: _first(partial(lower, style), pairs[name]) for name, lower in _VECTORS.items()},
+    }
 
 
 def _first(better: Lowering, other: Lowering) -> Lowering:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.tir.program import MicroKernel
+from dsopt.backends.tir.registry import UnsuitedError
 
 DSP = "defined(__ARM_FEATURE_DSP)"
 MVE = "defined(__ARM_FEATURE_MVE)"
@@ -49,6 +50,12 @@ DSOPT_UNUSED static inline int32_t dsopt_nibble(int32_t word, uint32_t number, i
     return (int8_t)(uint8_t)((moved >> (8u * number)) & 0xF0u);
 }
 
+/* A word of four bytes, the first in the lowest. */
+DSOPT_UNUSED static inline int32_t dsopt_word(int32_t a, int32_t b, int32_t c, int32_t d)
+{
+    return (int32_t)(((uint32_t)a & 255u) | ((uint32_t)b & 255u) << 8 | ((uint32_t)c & 255u) << 16 | ((uint32_t)d & 255u) << 24);
+}
+
 /* One of the four int8 values in a word, as it lies in the memory of a little-endian core. */
 DSOPT_UNUSED static inline int32_t dsopt_byte(int32_t word, uint32_t number)
 {
@@ -83,14 +90,25 @@ static void {name}({parameters})
     )
 
 
-def clamp_lines(register: str, low: int, high: int) -> list[str]:
-    """Return the instructions that clamp a register to low..high, which lie inside of int8."""
-    lines = [f"ssat {register}, #8, {register}"] if low == -128 or high == 127 else []
-    if low > -128:
+def clamp_lines(register: str, low: int, high: int, bits: int = 8) -> list[str]:
+    """Return the instructions that clamp a register to low..high, which lie inside of `bits`: of 16, they are all that there is."""
+    least, largest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    if bits > 8 and (low, high) != (least, largest):
+        raise UnsuitedError("its values of 16 bits are clamped")
+    lines = [f"ssat {register}, #{bits}, {register}"] if low == least or high == largest else []
+    if low > least:
         lines += [f"cmp {register}, #{low}", "it lt", f"movlt {register}, #{low}"]
-    if high < 127:
+    if high < largest:
         lines += [f"cmp {register}, #{high}", "it gt", f"movgt {register}, #{high}"]
     return lines
+
+
+def to_word(register: str, number: int) -> list[str]:
+    """Return the instructions that put a number into a register."""
+    bits = number & 0xFFFFFFFF
+    if -256 <= number < 0:
+        return [f"mvn {register}, #{~number}"]
+    return [f"movw {register}, #{bits & 0xFFFF}"] + ([f"movt {register}, #{bits >> 16}"] if bits >> 16 else [])
 
 
 def unpack_scale(scale: str, rounding: str, shift: str, zero: int) -> list[str]:
@@ -98,7 +116,7 @@ def unpack_scale(scale: str, rounding: str, shift: str, zero: int) -> list[str]:
     return [
         f"and {shift}, {scale}, #31",
         f"bic {scale}, {scale}, #31",
-        f"mov {rounding}, #{2 * zero + 1}",
+        *to_word(rounding, 2 * zero + 1),
         f"lsl {rounding}, {rounding}, {shift}",
         f"asr {rounding}, {rounding}, #1",
     ]
@@ -110,5 +128,5 @@ def requantize_lines(value: str, scale: str, rounding: str, shift: str, store: S
         *([f"lsl {value}, {value}, #{store.lift}"] if store.lift else []),
         f"smmla {value}, {value}, {scale}, {rounding}",
         f"asr {value}, {value}, {shift}",
-        *clamp_lines(value, store.low, store.high),
+        *clamp_lines(value, store.low, store.high, store.bits),
     ]

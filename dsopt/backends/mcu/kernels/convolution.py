@@ -65,7 +65,8 @@ def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolu
     result = context.result(channels_last=True)
     residual = None if residual is None else with_channels_last(context, residual)
     stages = [
-        context.temp("stage", (PIXELS, N), "int8") for _ in range((1 if residual is None else 2) if staged else 0)
+        context.temp("stage", (PIXELS, N), found.store.dtype)
+        for _ in range((1 if residual is None else 2) if staged else 0)
     ]
     groups = -(-g.pixels // PIXELS)
     with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
@@ -97,7 +98,7 @@ def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolu
             else:
                 _staged(k, g, kernel, start, rests, (y, *added), group)
         if x.channels_last:
-            k.may_lie_over(result, x, _lead(g))
+            k.may_lie_over(result, x, _lead(g, found.store.bits // 8))
         if residual is not None:
             k.choice += ", residual added in the store"
             k.may_lie_over(result, residual, 0)
@@ -257,10 +258,11 @@ def _always() -> Iterator[None]:
     yield
 
 
-def _lead(g: Image) -> int:
+def _lead(g: Image, size: int) -> int:
     """Return by how many bytes the result must begin before the input so that no pixel is overwritten before it is read.
 
-    A group of pixels is read whole before it is written; what the groups after it read first is compared with where it ends.
+    size: bytes of a result.  A group of pixels is read whole before it is written; what the groups after it read first is compared
+    with where it ends.
     """
     pixel = np.arange(g.pixels)
     i, j = pixel // g.out[1], pixel % g.out[1]
@@ -268,7 +270,7 @@ def _lead(g: Image) -> int:
     column = np.maximum(j * g.stride[1] - g.padding[1], 0)
     first = np.minimum.accumulate(((row * g.size[1] + column) * g.C)[::-1])[::-1]
     ends = np.arange(PIXELS, g.pixels, PIXELS)
-    return int(max((ends * g.N - first[ends]).max(initial=0), 0))
+    return int(max((ends * g.N * size - first[ends]).max(initial=0), 0))
 
 
 # ---- channel by channel ----

@@ -39,7 +39,7 @@ def dense_kernel(K: int, N: int, store: Store, bits: int = 8, style: Style = BAL
     """Return the function for K inputs and N channels, both multiples of 4; with weights of 4 bits, K is one of 8."""
     store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
     name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
-    parameters = "const int16_t *wide, const int32_t *stream, int8_t *y"
+    parameters = f"const int16_t *wide, const int32_t *stream, {store.dtype}_t *y"
     return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits, style))
 
 
@@ -66,7 +66,7 @@ def _portable(K: int, N: int, store: Store, bits: int) -> str:
                 sum += wide[k] * {weight.format(0)} + wide[k + 1] * {weight.format(2)};
                 sum += wide[k + 2] * {weight.format(1)} + wide[k + 3] * {weight.format(3)};
             }}
-            y[n + i] = (int8_t){store.portable("sum", f"stream[{4 + length} + i]")};
+            y[n + i] = ({store.dtype}_t){store.portable("sum", f"stream[{4 + length} + i]")};
         }}
         stream += {8 + length};
     }}"""
@@ -106,7 +106,7 @@ def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str
         f"movw r3, #{2 * K}",
         "add r3, r0, r3",
         "strd r0, r3, [sp]",
-        f"movw r3, #{N}",
+        f"movw r3, #{N * store.bits // 8}",
         "add r3, r2, r3",
         "strd r2, r3, [sp, #8]",
         "2:",
@@ -122,6 +122,6 @@ def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str
     for total, scale in zip(_SUMS, _LOADED, strict=True):
         lines += unpack_scale(scale, "r10", "r11", store.zero)
         lines += requantize_lines(total, scale, "r10", "r11", store)
-        lines += [f"strb {total}, [r0], #1"]
+        lines += [f"strb {total}, [r0], #1" if store.bits == 8 else f"strh {total}, [r0], #2"]
     lines += ["ldr r10, [sp, #12]", "str r0, [sp, #8]", "cmp r0, r10", "bne 2b", "add sp, #16"]
     return [*lines, "pop {r4-r11, pc}"]

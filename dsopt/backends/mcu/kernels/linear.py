@@ -27,12 +27,12 @@ def read_linear(
     group: int, weight_shape: list[int], weight_bits: int, x_zero: int, y_zero: int, low: int, high: int, bits: int, wide: bool,
 ) -> tuple[Weights, int, Store]:  # fmt: skip
     """Return the layer, values (N, K), the zero point of its input, and its store. Raises UnsuitedError for what no kernel takes."""
-    if x.dtype != "int8" or bits != 8:
-        raise UnsuitedError("its values have 16 bits")
+    if x.dtype != "int8":
+        raise UnsuitedError("its input has 16 bits")
     if x.channels_last:
         raise UnsuitedError("its input is an image")
     layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
-    return layer, x_zero, Store(y_zero, low, high, layer.lift)
+    return layer, x_zero, Store(y_zero, low, high, layer.lift, bits)
 
 
 def linear(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
@@ -68,7 +68,7 @@ def _dense(style: Style, context: Context, x: Buffer, M: int, layer: Weights, st
     kernel, quads = dense_kernel(wide_K, wide_N, store, layer.bits, style), K // 4
     stream = context.weight("stream", dense_stream(weights, replace(layer, values=weights, bias=bias, scale=scale)))
     widened = context.temp("wide", (wide_K,), "int16")
-    stage = context.temp("stage", (wide_N,), "int8") if wide_N != N else None
+    stage = context.temp("stage", (wide_N,), store.dtype) if wide_N != N else None
     result = context.result()
     with context.kernel(multiply_adds=M * N * K) as k:
         k.choice = "dense: 4 channels at a time"

@@ -31,13 +31,15 @@ def matrix_kernel(
 ) -> MicroKernel:
     """Return the function for K inputs, a multiple of 4 (see `padded`), and N channels, an even number that is also their stride."""
     store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
-    if N > _MOST_CHANNELS:
-        raise UnsuitedError(f"it has {N} channels, and the kernel takes up to {_MOST_CHANNELS}")
+    if N * store.bits // 8 > _MOST_CHANNELS:
+        raise UnsuitedError(
+            f"it has {N} channels of {store.bits} bits, and the kernel takes up to {_MOST_CHANNELS} bytes"
+        )
     assert padded(K, style) == K
     assert N % 2 == 0
     name = f"dsopt_matrix{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
     if addition is None:
-        parameters = "const int16_t *columns, const int32_t *stream, int8_t *y"
+        parameters = f"const int16_t *columns, const int32_t *stream, {store.dtype}_t *y"
     else:
         name += f"_add_{addition.tag}"
         parameters = "const int16_t *columns, const int32_t *stream, int8_t *y, const int8_t *residual"
@@ -78,7 +80,7 @@ def _portable(K: int, N: int, store: Store, addition: Addition | None, bits: int
     word = "stream[2 + k]" if bits == 8 else "stream[2 + k / 2]"
     weight = "dsopt_byte(word, {})" if bits == 8 else "dsopt_nibble(word, {}, k & 1)"
     value = store.portable("sums[i]", f"stream[{2 + length} + (i & 1)]")
-    finish = f"            y[(i >> 1) * {N} + n + (i & 1)] = (int8_t){value};"
+    finish = f"            y[(i >> 1) * {N} + n + (i & 1)] = ({store.dtype}_t){value};"
     if addition is not None:
         finish = f"""            const int32_t at = (i >> 1) * {N} + n + (i & 1);
             y[at] = (int8_t){addition.portable(value, "residual[at]")};"""
@@ -135,13 +137,14 @@ def _steps(turn: int, bits: int) -> list[str]:
 def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int, style: Style) -> list[str]:
     """The stack holds: columns, their end, y, the end of y, residual less y, and the stream while r1 is needed."""
     turn = _turn(K // 2, style)
+    size, put = (1, "strb") if store.bits == 8 else (2, "strh")
     frame = 24 if addition else 16
     lines = [
         "push {r4-r11, lr}",
         f"sub sp, #{frame}",
         f"movw r4, #{8 * K}",
         "add r4, r0, r4",
-        f"add r5, r2, #{N}",
+        f"add r5, r2, #{N * size}",
         "strd r0, r4, [sp]",
         "strd r2, r5, [sp, #8]",
         *(["sub r3, r3, r2", "str r3, [sp, #16]"] if addition else []),
@@ -159,7 +162,8 @@ def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int
         for value in sums:
             lines += requantize_lines(value, "r10", "r11", "r12", store)
         lines += _added(sums, N, addition) if addition else []
-        lines += [f"strb {sums[p]}, [lr, #{p * N}]" for p in (1, 2, 3)] + [f"strb {sums[0]}, [lr], #1"]
+        lines += [f"{put} {sums[p]}, [lr, #{p * N * size}]" for p in (1, 2, 3)]
+        lines += [f"{put} {sums[0]}, [lr], #{size}"]
     lines += ["ldr r10, [sp, #12]", "str lr, [sp, #8]", "cmp lr, r10", "bne 2b", f"add sp, #{frame}"]
     return [*lines, "pop {r4-r11, pc}"]
 

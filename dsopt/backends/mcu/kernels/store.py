@@ -9,17 +9,37 @@ from dsopt.backends.tir.registry import UnsuitedError
 
 @dataclass(frozen=True)
 class Store:
-    """Zero point and clamp of the result. lift: bits by which the sum is shifted to the left first, for scales of a half and more."""
+    """Zero point and clamp of the result, of 8 or 16 `bits`.
+
+    lift: bits by which the sum is shifted to the left first, for scales of a half and more.
+    """
 
     zero: int
     low: int
     high: int
     lift: int = 0
+    bits: int = 8
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype of the result."""
+        return f"int{self.bits}"
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Return the least and the largest number that the result can hold."""
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
 
     @property
     def tag(self) -> str:
         """Return what tells this store from others, for names."""
-        numbers = (self.zero, self.low, self.high, *([self.lift] if self.lift else []))
+        numbers = (
+            self.zero,
+            self.low,
+            self.high,
+            *([self.lift] if self.lift else []),
+            *([self.bits] if self.bits > 8 else []),
+        )
         return "_".join(f"m{-number}" if number < 0 else str(number) for number in numbers)
 
     def portable(self, total: str, scale: str) -> str:

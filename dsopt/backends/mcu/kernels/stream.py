@@ -67,14 +67,20 @@ def read_weights(
     folded = biases.astype(np.int64) - x_zero * values.reshape(shape[0], -1).sum(1)
     if int(_largest_sums(values, folded).max()) >= 1 << 31:
         raise UnsuitedError("its sums need more than 32 bits once the zero point is folded into the bias")
-    lift = _LIFT if _needs_lift(multipliers, shifts) else 0
-    if lift and int(_largest_sums(values, folded).max()) >= 1 << (31 - lift):
-        raise UnsuitedError("its scales are large, and its sums need more than 27 bits")
+    lift = lift_of(multipliers, shifts, _largest_sums(values, folded))
     return Weights(values, folded, packed_scale(multipliers, shifts + lift), bits, lift)
 
 
-def _needs_lift(multipliers: Array, shifts: Array) -> bool:
-    return bool((shifts[multipliers != 0] < _LEAST_SHIFT).any())
+def lift_of(multipliers: Array, shifts: Array, largest: Array) -> int:
+    """Return by how many bits sums have to be shifted to the left before they are scaled. largest: what each sum can be.
+
+    Raises UnsuitedError if sums that have to be are too large.
+    """
+    if not bool((shifts[multipliers != 0] < _LEAST_SHIFT).any()):
+        return 0
+    if int(largest.max()) >= 1 << (31 - _LIFT):
+        raise UnsuitedError("its scales are large, and its sums need more than 27 bits")
+    return _LIFT
 
 
 def _largest_sums(values: Array, bias: Array) -> Array:

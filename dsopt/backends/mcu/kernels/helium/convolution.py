@@ -43,6 +43,8 @@ def convolution_add(style: Style, context: Context, x: Buffer, *arguments: Any) 
 def linear(style: Style, context: Context, x: Buffer, *arguments: Any) -> Buffer:
     """Lower q_linear. Raises UnsuitedError for what no kernel here takes."""
     layer, x_zero, store = read_linear(context, x, *arguments)
+    if store.bits != 8:
+        raise UnsuitedError("its values have 16 bits")
     if x.elements // layer.values.shape[1] < PIXELS:
         return _dense(style, context, x, layer, store)
     return by_pixels(context, x, layer, x_zero, store, partial(_matrix, style))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
-from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, clamp, scaled_alike, to_word
+from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel, to_word
+from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, clamp, scaled_alike
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel

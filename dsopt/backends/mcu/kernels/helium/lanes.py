@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dsopt.backends.mcu.kernels.assembly import to_word
 from dsopt.backends.mcu.kernels.store import Addition, Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, nibbles, word_of_bytes, words
 from dsopt.ops.rounding import SPARE_BITS
@@ -61,14 +62,6 @@ def vector_words(vectors: Array, bits: int) -> Array:
 def splat(register: str, number: int) -> str:
     """Return the instruction that puts a number of -256..255 into each lane."""
     return f"vmov.i32 {register}, #{number}" if number >= 0 else f"vmvn.i32 {register}, #{~number}"
-
-
-def to_word(register: str, number: int) -> list[str]:
-    """Return the instructions that put a number into a general register."""
-    bits = number & 0xFFFFFFFF
-    if -256 <= number < 0:
-        return [f"mvn {register}, #{~number}"]
-    return [f"movw {register}, #{bits & 0xFFFF}"] + ([f"movt {register}, #{bits >> 16}"] if bits >> 16 else [])
 
 
 def clamp(values: Sequence[str], low: int, high: int, spare: tuple[str, str]) -> list[str]:
