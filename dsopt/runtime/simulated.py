@@ -93,7 +93,7 @@ class SimulatedExecutor:
         return {port.name: port.read(done.traces[name]) for name, (port, _) in ports.items()}
 
     def profile(self, feeds: Mapping[str, Array]) -> Profile:
-        """Run once and return the instructions of each layer and of the whole run; None for layers that the simulator could not tell apart."""
+        """Return the instructions of one run and of each of its layers; None for layers that the simulator cannot tell apart."""
         done = self._simulate([feeds], self._functions())
         costs = [
             LayerCost(
