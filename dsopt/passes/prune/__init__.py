@@ -23,9 +23,10 @@ from dsopt.passes.prune.shrink import shrink
 class Prune(Pass):
     """conv2d(x, w[64, 32, 3, 3]) -> conv2d(x', w'[40, 20, 3, 3]), and all that hangs together with it.
 
-    ratio: the share of parameters or multiply-adds (`of`) that goes, met within half a point.  score: what a channel matters (l1, l2 or
-    bn).  scope: "global" compares channels of all layers, "local" takes about the same share of each group.  align: the widths that are
-    left are multiples of it.  keep: layers whose weights keep their shapes, as "head|features.*.conv".
+    ratio: the share of parameters or multiply-adds (`of`) that goes, met within half a point.  score: what a channel matters (l1, l2,
+    bn, fpgm, or taylor, which needs calibration data).  scope: "global" compares channels of all layers, "local" takes about the same
+    share of each group.  align: the widths that are left are multiples of it.  keep: layers whose weights keep their shapes, as
+    "head|features.*.conv".
     """
 
     name: ClassVar[str] = "prune"
@@ -55,7 +56,7 @@ class Prune(Pass):
         channels = Channels(inference)
         cost = Cost(channels, self.of)  # type: ignore[arg-type]
         frozen = channels_of_layers(channels, self.keep)
-        scores = score_channels(channels, self.score)  # type: ignore[arg-type]
+        scores = score_channels(channels, self.score, context)  # type: ignore[arg-type]
         bundles = bundles_in_order(channels, scores, self.scope, self.align, frozen)  # type: ignore[arg-type]
         choice = choose(cost, bundles, float(self.ratio))
         most = removed(cost, kept_without(channels, bundles))

@@ -15,8 +15,8 @@ import numpy as np
 
 from dsopt.passes.prune.channels import Channels, Group, Keep
 from dsopt.passes.prune.cost import Cost
-from dsopt.passes.prune.score import Scores
 from dsopt.passes.prune.slots import Ids
+from dsopt.passes.prune.sums import Sums
 
 Scope = Literal["global", "local"]
 
@@ -36,7 +36,7 @@ class Choice:
 
 
 def bundles_in_order(
-    channels: Channels, scores: Scores, scope: Scope, align: int, frozen: Keep
+    channels: Channels, scores: Sums, scope: Scope, align: int, frozen: Keep
 ) -> Sequence[Ids]:  # fmt: skip
     """Return the bundles that may go, the one that matters least first.
 
@@ -57,7 +57,7 @@ def bundles_in_order(
     return [bundle for _, _, bundle in sorted(found, key=lambda item: item[:2])]
 
 
-def _protected(channels: Channels, scores: Scores) -> Keep:
+def _protected(channels: Channels, scores: Sums) -> Keep:
     """Keep the index of each row whose least channel matters most."""
     result = np.zeros(channels.count + 1, np.bool_)
     padded = np.append(scores, np.inf)

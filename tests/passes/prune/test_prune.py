@@ -201,7 +201,7 @@ def test_a_step_that_is_too_coarse_is_said() -> None:
     [
         ("ratio=1.5", "ratio is 1.5 and must be between 0 and 1"),
         ("of=bytes", "of is 'bytes' and must be one of params, macs"),
-        ("score=random", "score is 'random' and must be one of l1, l2, bn"),
+        ("score=random", "score is 'random' and must be one of l1, l2, bn, fpgm, taylor"),
         ("scope=all", "scope is 'all' and must be one of global, local"),
         ("align=0", "align is 0 and must be a whole number from 1 on"),
     ],
