@@ -1,8 +1,10 @@
 """Training of rewritten programs.
 
-qat     fine-tune a program with quantisation in it
+qat                fine-tune a program with quantisation in it
+ChannelSparsity    a term for the loss that prepares channels for pruning
 """
 
 from dsopt.train.quantized import QatResult, qat
+from dsopt.train.sparsity import ChannelSparsity
 
-__all__ = ["QatResult", "qat"]
+__all__ = ["ChannelSparsity", "QatResult", "qat"]

@@ -56,7 +56,8 @@ def _by_norm_scales(channels: Channels, otherwise: Sums) -> Sums:
             and named_arguments(node)["weight"] is not None
         ):
             names.add(program.weight_name(named_arguments(node)["weight"]) or "")
-    scales, result = summed(channels, names, lambda name: program.weights[name].abs()), otherwise.copy()
+    scales = summed(channels, names, lambda name: program.weights[name].abs())
+    result: Sums = np.array(otherwise)
     for group in channels.groups:
         if (scales[group.channels] > 0).any():
             result[group.channels] = scales[group.channels]
