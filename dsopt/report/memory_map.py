@@ -93,7 +93,8 @@ def memory_map(chip: Chip) -> str:
             f"<title>{html(f'the limit leaves the arena {plain(room)} bytes')}</title></line>"
         )
     parts += [*line.axis(base), *scale_labels(most, TOP, base)]
-    caption = f"Bytes of the arena over time, {plain(chip.arena_bytes)} in all: a rectangle for each value while it is needed, dark where a result lies over its operand"
+    whole = f"Bytes of the arena over time, {plain(chip.arena_bytes)} in all"
+    caption = f"{whole}: a rectangle for each value while it is needed, dark where a result lies over its operand"
     if is_limited:
         caption += "; the dashed line is what the limit on RAM leaves for them"
     return drawing(caption, base + BOTTOM, parts)
