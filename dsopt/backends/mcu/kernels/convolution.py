@@ -278,23 +278,28 @@ def _lead(g: Image, size: int) -> int:
 
 def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, layer = found.image, found.layer
-    planes = Planes(g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
+    planes = Planes(g.N, g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
     x = with_channels_last(context, x)
     stream = context.weight("stream", depthwise_stream(layer.values[:, 0], layer))
     plane = context.temp("plane", (planes.elements,), "int16")
     result = context.result(channels_last=True)
-    with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
+    with context.kernel(multiply_adds=g.pixels * g.N * math.prod(g.kernel)) as k:
         k.choice = "depthwise: channel by channel" + (", two results at a time" if planes.is_fast else "")
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (*g.size, g.C)), k.read("stream", stream)
-        y = k.write("y", result, (*g.out, g.C))
+        y = k.write("y", result, (*g.out, g.N))
         block = k.scratch("plane", plane)
-        with k.grid(c=g.C) as (c,):
+        with k.grid(c=g.N) as (c,):
             with k.when(tirx.EQ(c, 0)):
                 k.call(FILL_PLANE, address(block, 0), found.x_zero, planes.elements)
             inner = g.padding[0] * planes.pitch + g.padding[1]
-            k.call(plane_kernel(planes), address(block, inner), address(source, 0, 0, c))
+            k.call(
+                plane_kernel(planes),
+                address(block, inner),
+                address(source, 0, 0, c if g.N == g.C else tirx.truncdiv(c, g.N // g.C)),
+            )
             k.call(channel_kernel(planes, found.store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
-        k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
+        if g.N == g.C:
+            k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
     return result

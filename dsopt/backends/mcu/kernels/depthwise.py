@@ -22,9 +22,12 @@ _MOST_CHANNELS = 2047
 
 @dataclass(frozen=True)
 class Planes:
-    """How a depthwise kernel moves over one channel. Sizes are (height, width); `channels` is the distance of two pixels."""
+    """How a depthwise kernel moves over one channel. Sizes are (height, width); `channels` is the distance of two results, `inputs`
+    that of two pixels.
+    """
 
     channels: int
+    inputs: int
     size: tuple[int, int]
     out: tuple[int, int]
     kernel: tuple[int, int]
@@ -82,7 +85,7 @@ DSOPT_UNUSED static void dsopt_fill_plane(int16_t *plane, int32_t value, int32_t
 
 def plane_kernel(g: Planes) -> MicroKernel:
     """Return the function that widens one channel of an image with channels last into the inside of the plane."""
-    (H, W), C = g.size, g.channels
+    (H, W), C = g.size, g.inputs
     body = f"""    for (int32_t i = 0; i < {H}; ++i) {{
         for (int32_t j = 0; j < {W}; ++j) {{
             plane[i * {g.pitch} + j] = x[(i * {W} + j) * {C}];

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from dsopt.backends.mcu.kernels.store import Addition, Store
-from dsopt.backends.mcu.kernels.stream import Weights, read_weights
+from dsopt.backends.mcu.kernels.stream import Array, Weights, read_weights
 from dsopt.backends.tir.program import Buffer
 from dsopt.backends.tir.registry import Context, UnsuitedError
 from dsopt.ops.integer.linear import CONVOLUTION_ARGUMENTS
+
+_MOST_GROUPS = 4
+"""Up to so many, products with zeros are faster than loops without a kernel."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Convolution:
 
     @property
     def is_depthwise(self) -> bool:
-        """Return whether each channel is made of one channel."""
-        return self.groups == self.image.C == self.image.N
+        """Return whether each channel is made of one channel: of each, one or several."""
+        return self.groups == self.image.C and self.image.N % self.image.C == 0
 
 
 def read_sum(context: Context, x: Buffer, arguments: Sequence[Any]) -> Convolution:
@@ -89,9 +94,20 @@ def read_convolution(
     image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation))
     layer = replace(layer, values=layer.values.reshape(N, -1, *image.kernel))
     found = Convolution(image, layer, groups, x_zero, Store(y_zero, low, high, layer.lift))
-    if groups != 1 and not found.is_depthwise:
+    if groups == 1 or found.is_depthwise:
+        return found
+    if groups > _MOST_GROUPS:
         raise UnsuitedError(f"it has {groups} groups of {C // groups} channels")
-    return found
+    return replace(found, layer=replace(layer, values=_joined(layer.values, groups)), groups=1)
+
+
+def _joined(values: Array, groups: int) -> Array:
+    """Return the weights over all channels, with zeros for those of other groups."""
+    N, size = values.shape[:2]
+    joined = np.zeros((N, size * groups, *values.shape[2:]), values.dtype)
+    for group, rows in enumerate(np.split(np.arange(N), groups)):
+        joined[rows, group * size : (group + 1) * size] = values[rows]
+    return joined
 
 
 def _two(values: Sequence[int], filler: int = 1) -> tuple[int, int]:

@@ -234,7 +234,7 @@ def _dense(style: Style, context: Context, x: Buffer, layer: Weights, store: Sto
 
 def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, layer = found.image, replace(found.layer, values=found.layer.values[:, 0])
-    lines = lines_of(g.C, g.size, g.out, g.kernel, g.stride, g.padding)
+    lines = lines_of(g.N, g.C, g.size, g.out, g.kernel, g.stride, g.padding)
     if not lines.is_fast or g.dilation != (1, 1):
         raise UnsuitedError(f"its windows have {g.kernel[0]} x {g.kernel[1]} values")
     x = with_channels_last(context, x)
@@ -242,18 +242,22 @@ def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) ->
     plane = context.temp("plane", (lines.plane_bytes,), "int8")
     strip = context.temp("strip", (lines.strip_bytes,), "int8")
     result = context.result(channels_last=True)
-    with context.kernel(multiply_adds=g.pixels * g.C * math.prod(g.kernel)) as k:
+    with context.kernel(multiply_adds=g.pixels * g.N * math.prod(g.kernel)) as k:
         k.choice = "vectors: depthwise, channel by channel, a window in a load"
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
         y = k.write("y", result, (result.elements,))
         block, room = k.scratch("plane", plane), k.scratch("strip", strip)
-        with k.grid(c=g.C) as (c,):
+        with k.grid(c=g.N) as (c,):
             with k.when(tirx.EQ(c, 0)):
                 k.call(FILL, address(block, 0), found.x_zero, lines.plane_bytes)
             inner = lines.padding[0] * lines.columns + lines.padding[1]
-            k.call(lines_kernel(lines), address(block, inner), address(source, c))
+            k.call(
+                lines_kernel(lines),
+                address(block, inner),
+                address(source, c if g.N == g.C else tirx.truncdiv(c, g.N // g.C)),
+            )
             k.call(
                 channel_kernel(lines, found.store),
                 address(block, 0),
@@ -261,5 +265,6 @@ def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) ->
                 address(y, c),
                 address(room, 0),
             )
-        k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
+        if g.N == g.C:
+            k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
     return result

@@ -78,12 +78,13 @@ class Lines:
 
 
 def lines_of(
-    channels: int, size: tuple[int, int], out: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+    channels: int, inputs: int, size: tuple[int, int], out: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
+    padding: tuple[int, int],
 ) -> Lines:  # fmt: skip
     """Return the lines along the longer side of the result, of an image with channels last. Pairs are (height, width)."""
     turned = out[0] > out[1]
 
-    x_step, y_step = (size[1] * channels, channels), (out[1] * channels, channels)
+    x_step, y_step = (size[1] * inputs, inputs), (out[1] * channels, channels)
     pairs = (size, out, kernel, stride, padding, x_step, y_step)
     a, b, c, d, e, f, h = ((pair[1], pair[0]) if turned else pair for pair in pairs)
     return Lines(a, b, c, d, e, f, h, turned)
