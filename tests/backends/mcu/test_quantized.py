@@ -170,3 +170,25 @@ def test_the_nets_have_every_integer_operator() -> None:
         calls = [str(node.target) for node in made.program.graph.nodes if node.op == "call_function"]
         found |= {call.split(".")[1] for call in calls if call.startswith("dsopt.")}
     assert found == INTEGER_OPERATORS
+
+
+@pytest.mark.mcu
+def test_inputs_with_channels_last_give_the_same_image_and_the_same_numbers() -> None:
+    """What a model was captured with, calibrated on or is fed with in memory order is no part of its meaning."""
+    make, x = NETS["image"]
+    artifacts = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(3)
+        model = make().eval().to(memory_format=layout)
+        program = dsopt.capture(model, (x.clone(memory_format=layout),))
+        feeds = samples(program, 12, 0)
+        given = [{name: np.asfortranarray(value) for name, value in feed.items()} for feed in feeds]
+        artifacts.append(api.build(program, "mcu:cortex-m4", "...,quantize", given, io="int8").artifact)
+    plain, last = artifacts
+    assert plain.files["model.c"] == last.files["model.c"]
+    assert plain.files["weights.c"] == last.files["weights.c"]
+    assert plain.files["image.elf"] == last.files["image.elf"]
+    feed = samples(captured("image"), 1, 50)[0]
+    strided = {name: value.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2) for name, value in feed.items()}
+    for name, value in open_executor(plain).run(feed).items():
+        np.testing.assert_array_equal(open_executor(last).run(strided)[name], value)
