@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from dsopt.passes.prune.channels import Channels, Group, Keep
-from dsopt.passes.prune.cost import Cost
 from dsopt.passes.prune.slots import Ids
 from dsopt.passes.prune.sums import Sums
 
@@ -82,7 +81,21 @@ def alignment_unit(channels: Channels, group: Group, align: int) -> int:
     return unit
 
 
-def choose(cost: Cost, bundles: Sequence[Ids], ratio: float) -> Choice:
+class Objective(Protocol):
+    """What is to become smaller. refines: it is cheap enough to try bundles one by one."""
+
+    channels: Channels
+    refines: ClassVar[bool]
+
+    @property
+    def total(self) -> float:
+        """Return the cost of the program as it is."""
+
+    def __call__(self, keep: Keep) -> float:
+        """Return the cost where these channels are kept."""
+
+
+def choose(cost: Objective, bundles: Sequence[Ids], ratio: float) -> Choice:
     """Follow the order until `ratio` of the cost is gone, as near as it goes; the caller sees how near that is."""
     low, high = 0, len(bundles)
     while low < high:
@@ -94,7 +107,7 @@ def choose(cost: Cost, bundles: Sequence[Ids], ratio: float) -> Choice:
     keep = kept_without(cost.channels, bundles[:low])
     best = Choice(keep, removed(cost, keep))
     candidates = [best]
-    for bundle in bundles[low : low + _ATTEMPTS]:
+    for bundle in bundles[low : low + (_ATTEMPTS if cost.refines else 1)]:
         if abs(best.ratio - ratio) <= TOLERANCE / 5:
             break
         keep = best.keep.copy()
@@ -114,6 +127,6 @@ def kept_without(channels: Channels, gone: Sequence[Ids]) -> Keep:
     return keep
 
 
-def removed(cost: Cost, keep: Keep) -> float:
+def removed(cost: Objective, keep: Keep) -> float:
     """Return the share of the cost that goes with the channels that are not kept."""
     return 1 - cost(keep) / cost.total if cost.total else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ Of = Literal["params", "macs"]
 
 class Cost:
     """A sum of products of extents. Multiply-adds are those of the captured example."""
+
+    refines: ClassVar[bool] = True
 
     def __init__(self, channels: Channels, of: Of) -> None:
         self.channels = channels

@@ -99,14 +99,29 @@ def shortened(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def summary(channels: Channels, keep: Keep) -> list[str]:
+@dataclass(frozen=True)
+class Totals:
+    """What a program takes before anything goes."""
+
+    parameters: int
+    multiply_adds: int
+    objective: float
+
+    @staticmethod
+    def of(channels: Channels, objective: float) -> Totals:
+        """Count the program of some channels."""
+        return Totals(Cost(channels, "params").total, Cost(channels, "macs").total, objective)
+
+
+def summary(channels: Channels, keep: Keep, start: Totals) -> list[str]:
     """Return what a user should know of a pruned program: what is left, and what now means something else."""
     program, lines = channels.inference.program, []
-    for of, what in (("params", "parameters"), ("macs", "multiply-adds")):
-        cost = Cost(channels, of)  # type: ignore[arg-type]
-        left = cost(keep)
-        share = 100 * (1 - left / cost.total) if cost.total else 0.0
-        lines.append(f"{what}: {cost.total:,} -> {left:,} (-{share:.2f} %)")
+    for of, what, before in (
+        ("params", "parameters", start.parameters), ("macs", "multiply-adds", start.multiply_adds)
+    ):  # fmt: skip
+        left = Cost(channels, of)(keep)  # type: ignore[arg-type]
+        share = 100 * (1 - left / before) if before else 0.0
+        lines.append(f"{what}: {before:,} -> {left:,} (-{share:.2f} %)")
     for node, pin in channels.inference.unknown.items():
         lines.append(f"kept all that this touches: {program.where(node)}: {pin.why}")
     cut = [node for node, exprs in channels.inference.statistics.items() if channels.is_cut(exprs, keep)]

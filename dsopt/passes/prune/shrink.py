@@ -45,7 +45,7 @@ class Kept:
 
 
 def shrink(channels: Channels, keep: Keep, rewriter: Rewriter) -> None:
-    """Take all channels out that are not to be kept, and record each weight with its shape before and after."""
+    """Take all channels out that are not to be kept."""
     kept, program = Kept(channels, keep), rewriter.program
     weights: dict[str, Tensor] = {}
     pairs = zip(program.placeholders, program.signature.weights, strict=False)
@@ -54,7 +54,6 @@ def shrink(channels: Channels, keep: Keep, rewriter: Rewriter) -> None:
         after = _cut(before, kept, channels.inference.axes(node))
         if after is not before:
             weights[spec.name] = after
-            rewriter.changes.append(f"{spec.name} {list(before.shape)} -> {list(after.shape)}")
     calls: dict[fx.Node, Call] = {}
     for node in program.graph.nodes:
         resize = RESIZES.get(packet_name(node)) if is_operator(node.target) else None

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsopt.errors import UsageError
+from dsopt.errors import PassError, UsageError
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program
 from dsopt.ir.multiply_adds import multiply_adds
-from dsopt.passes.base import PassManager, parse_pipeline
+from dsopt.passes.base import PassContext, PassManager, parse_pipeline
 from models.gpt import gpt_decode
 from tests.passes.prune.nets import CNNS, conv_bn
 from tests.passes.prune.oracle import masked_difference, program_of, pruned
@@ -200,7 +200,7 @@ def test_a_step_that_is_too_coarse_is_said() -> None:
     ("options", "message"),
     [
         ("ratio=1.5", "ratio is 1.5 and must be between 0 and 1"),
-        ("of=bytes", "of is 'bytes' and must be one of params, macs"),
+        ("of=bytes", "of is 'bytes' and must be one of params, macs, latency, ram"),
         ("score=random", "score is 'random' and must be one of l1, l2, bn, fpgm, taylor"),
         ("scope=all", "scope is 'all' and must be one of global, local"),
         ("align=0", "align is 0 and must be a whole number from 1 on"),
@@ -283,4 +283,44 @@ def test_states_keep_what_they_touch() -> None:
     result, _ = pruned(program, "prune{ratio=0.4}")
     assert [list(result.weights[state.name].shape) for state in result.states] == [[1, 4, 64, 16]] * 2
     assert shapes(result)["gpt.layers.0.attention.qkv.weight"][0] == 3 * 64
+    assert masked_difference(program, result) <= 1e-10
+
+
+def macs(program: Program) -> int:
+    return sum(multiply_adds(node) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("of", ["latency", "ram"])
+def test_the_cost_model_of_the_caller_decides(of: str) -> None:
+    asked: list[int] = []
+
+    def cost(program: Program) -> dict[str, float]:
+        program.verify()
+        asked.append(macs(program))
+        return {
+            "seconds": 1e-6 + 1e-9 * macs(program),
+            "ram_bytes": float(sum(v.numel() for v in program.weights.values())),
+        }
+
+    program = program_of(CNNS["flattened"](), torch.randn(2, 3, 8, 8))
+    result, records = PassManager(parse_pipeline(f"prune{{ratio=0.2,of={of}}}")).run(program, PassContext(cost=cost))
+    key = {"latency": "seconds", "ram": "ram_bytes"}[of]
+    assert abs(1 - cost(result)[key] / cost(program)[key] - 0.2) < 0.03
+    assert len(asked) < 20
+    assert records[0].changes
+    assert masked_difference(program, result) <= 1e-10
+
+
+def test_without_a_cost_model_time_cannot_be_asked_for() -> None:
+    with pytest.raises(PassError, match="asks for a cost"):
+        pruned(mobile(), "prune{of=latency}")
+
+
+@pytest.mark.parametrize("score", ["l1", "taylor"])
+def test_scores_can_be_taken_anew_on_the_way(score: str) -> None:
+    program = program_of(CNNS["dense"](), torch.randn(2, 3, 8, 8))
+    context = PassContext(calibration=[{"x": torch.randn(2, 3, 8, 8).double()}])
+    result, records = PassManager(parse_pipeline(f"prune{{ratio=0.6,score={score},steps=4}}")).run(program, context)
+    assert "(-60." in records[0].notes[0] or "(-59." in records[0].notes[0]
+    assert len(records[0].changes) == len({line.split()[0] for line in records[0].changes})
     assert masked_difference(program, result) <= 1e-10
