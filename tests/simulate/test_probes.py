@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dsopt
+import models
 from dsopt import api
 from dsopt.backends.mcu import toolchain
 from dsopt.errors import CheckError, UsageError
+from dsopt.ir import example_inputs
 from dsopt.runtime.simulated import open_executor
 from dsopt.simulate import probes as package
 from dsopt.simulate import simulate
@@ -122,6 +124,22 @@ def test_each_layer_of_a_quantised_net_takes_as_many_instructions_on_both_emulat
     assert first == second
     assert len(first.layers) > 5
     assert all(layer.instructions for layer in first.layers)
+
+
+@needs_qemu
+@pytest.mark.mcu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ad", "ic", "kws", "vww"])
+def test_each_layer_of_the_networks_of_mlperf_tiny_is_the_same_on_both_emulators(name: str) -> None:
+    program = dsopt.capture(models.build(name)).specialize({"batch": 1})
+    (port,) = program.signature.inputs
+    samples = [{port.name: example_inputs(program, seed=seed)[0].numpy()} for seed in range(4)]
+    artifact = api.build(program, "mcu:cortex-m4", "...,quantize", samples[1:], io="int8").artifact
+    executors = [open_executor(artifact, simulator) for simulator in ("unicorn", "qemu")]
+    first, second = (executor.profile(samples[0]) for executor in executors)
+    assert first == second
+    one, other = (executor.run(samples[0]) for executor in executors)
+    assert all((one[key] == other[key]).all() for key in one)
 
 
 @needs_qemu
