@@ -18,6 +18,7 @@ PASSES: dict[str, str] = {
     "quantize-convert": "dsopt.passes.quantize:QuantizeConvert",
     "quantize-dynamic": "dsopt.passes.quantize:QuantizeDynamic",
     "quantize-prepare": "dsopt.passes.quantize:QuantizePrepare",
+    "remove-blocks": "dsopt.passes.remove_blocks:RemoveBlocks",
     "remove-dead-code": "dsopt.passes.remove_dead_code:RemoveDeadCode",
 }
 """Pass name -> "module:Class"."""
