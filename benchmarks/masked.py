@@ -22,16 +22,22 @@ ATEN = torch.ops.aten
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a module in float64 and inference mode whose weights are random and different, and keep signals alive."""
+    """Return a module in float64 and inference mode whose weights are random and different, and keep signals alive.
+
+    Constants keep their values but for a thousandth, so that no two are the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
-        for value in [*model.parameters(), *model.buffers()]:
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if not value.is_floating_point():
                 continue
-            fan_in = max(1, value[0].numel()) if value.dim() > 1 else 1
             noise = torch.rand(value.shape, generator=generator, dtype=torch.float64)
-            value.copy_(noise + 0.5 if value.dim() <= 1 else (noise - 0.5) * (6 / fan_in) ** 0.5)
+            fan_in = max(1, value[0].numel()) if value.dim() > 1 else 1
+            if not isinstance(value, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
+                value.add_(torch.where(value.isfinite(), (noise - 0.5) * 1e-3 * (value.abs() + 1e-3), 0.0))
+            else:
+                value.copy_(noise + 0.5 if value.dim() <= 1 else (noise - 0.5) * (6 / fan_in) ** 0.5)
     return model
 
 
@@ -124,6 +130,18 @@ def _group_norm(
     return _normalised(x, tuple(range(1, x.dim())), kept, eps) * _or(scale, 1) + _or(shift, 0)
 
 
+def _batch_norm(
+    pruned: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
+) -> Tensor:
+    """Statistics of the operand, as weights have that are standardised by this operator."""
+    if not training:
+        return torch.batch_norm(x, weight, bias, mean, var, False, *rest)
+    column = (-1, *[1] * (x.dim() - 2))
+    scale, shift = (None if each is None else each.view(column) for each in (weight, bias))
+    kept = (x != 0).any(dim=1, keepdim=True).double()
+    return _normalised(x, (0, *range(2, x.dim())), kept, rest[1]) * _or(scale, 1) + _or(shift, 0)
+
+
 def _rms_norm(pruned: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     kept = _kept(x, weight, len(shape))
     square = (x.square() * kept).sum(-1, keepdim=True) / kept.sum()
@@ -154,6 +172,7 @@ def _or(value: Tensor | None, default: float) -> Any:
 
 
 _JUDGES: dict[Any, Callable[..., Any]] = {
+    ATEN.batch_norm.default: _batch_norm,
     ATEN.layer_norm.default: _layer_norm,
     ATEN.rms_norm.default: _rms_norm,
     ATEN.group_norm.default: _group_norm,

@@ -168,6 +168,20 @@ def group_norms() -> nn.Module:
     )  # fmt: skip
 
 
+class StandardizedConv(nn.Module):
+    """Weights normalised by the operator that normalises batches (Qiao et al. 2019, as written by Wightman)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.gain = conv_bn(3, 12), nn.Conv2d(12, 16, 3), nn.Parameter(torch.ones(16, 1, 1, 1))
+        self.head = Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.conv.weight
+        rows = F.batch_norm(w.reshape(1, len(w), -1), None, None, self.gain.view(-1), training=True, eps=1e-6)
+        return self.head(F.conv2d(self.stem(x), rows.reshape_as(w), self.conv.bias))
+
+
 class Rewritten(nn.Module):
     """A write through a view that is read again: the whole graph is made functional, and norms give their statistics, too."""
 
@@ -204,5 +218,6 @@ CNNS: dict[str, Callable[[], nn.Module]] = {
     "group_norms": group_norms,
     "mobile": mobile,
     "rewritten": Rewritten,
+    "standardized": StandardizedConv,
 }  # fmt: skip
 """Networks on (B, 3, 8, 8)."""

@@ -32,7 +32,10 @@ def _by_channel(inference: AxisInference, node: fx.Node, named: Named) -> Result
     for name in ("weight", "bias", "running_mean", "running_var"):
         if named.get(name) is not None:
             inference.tie(tensor(named[name]), 0, inference.dim(x, 1))
-    return inference.axes(x)
+    axes = inference.axes(x)
+    if named.get("training", named.get("train", named.get("use_input_stats", False))):
+        inference.uses_statistics(axes[0], *axes[2:])
+    return axes
 
 
 def _trailing(inference: AxisInference, node: fx.Node, named: Named) -> Result:

@@ -38,6 +38,14 @@ def _reshape(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return axes
 
 
+def _reshape_as(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """The shape of another tensor: each dimension must stay as long as the one there."""
+    axes, other = inference.reshaped(inference.axes(tensor(named["self"])), result_sizes(node)), tensor(named["other"])
+    for index, expr in enumerate(axes):
+        inference.tie(other, index, expr)
+    return axes
+
+
 def _permuted(inference: AxisInference, x: fx.Node, order: list[int]) -> Result:
     axes = inference.axes(x)
     return tuple(axes[place] for place in order)
@@ -283,6 +291,7 @@ def _pad(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 
 RULES: dict[str, Rule] = {
     **each("view reshape _unsafe_view flatten unflatten", _reshape),
+    **each("reshape_as view_as", _reshape_as),
     "permute": _permute,
     **each("transpose swapdims", _swapped("dim0", "dim1")),
     "swapaxes": _swapped("axis0", "axis1"),
