@@ -14,7 +14,6 @@ from dsopt.errors import UsageError
 
 if TYPE_CHECKING:
     from dsopt.artifact import Artifact
-    from dsopt.ir import Program
     from dsopt.measure.inspect import Inspection
 
 
@@ -58,7 +57,7 @@ def command(
     return 3 if found.blockers else 0
 
 
-def _show_groups(console: Output, model: str, program: Program) -> int:
+def _show_groups(console: Output, model: str, program: Any) -> int:
     from dsopt.passes.prune.report import report_groups, shortened
 
     found = report_groups(program)

@@ -120,7 +120,7 @@ class Remainder(nn.Module):
 
 def convolutions() -> ModelSpec:
     """Return a network with one layer that no kernel takes."""
-    return _image(lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2))
+    return _image(lambda: nn.ConvTranspose2d(8, 8, 3, padding=1))
 
 
 def plain_convolutions() -> ModelSpec:
