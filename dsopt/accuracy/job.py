@@ -19,7 +19,15 @@ from dsopt.backends.base import Backend, EmitOptions, refuse
 from dsopt.backends.check import Agreement, check_against
 from dsopt.feeds import Feed
 from dsopt.ir import Program, Rewriter
-from dsopt.passes.base import Pass, PassContext, PassManager, PassRecord, load_pass, parse_pipeline
+from dsopt.passes.base import (
+    Pass,
+    PassContext,
+    PassManager,
+    PassRecord,
+    load_pass,
+    parse_pipeline,
+    until_last_change,
+)
 from dsopt.target import Target
 
 _DSOPT = torch.ops.dsopt
@@ -31,11 +39,13 @@ _STATISTICS_SAMPLES = 64
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A program on its way. before: ahead of quantisation, float.  rounded: quantised, in the form of quantize and dequantize.
+    """A program on its way. meant: the one given, or what a pass such as prune made of it on purpose: what float code must give.
 
-    program: what is emitted.  Where nothing is quantised, the three are one.
+    before: ahead of quantisation, float.  rounded: quantised, in the form of quantize and dequantize.  program: what is emitted.
+    Where nothing is quantised, these three are one.
     """
 
+    meant: Program
     before: Program
     rounded: Program
     program: Program
@@ -103,7 +113,12 @@ class Job:
         """Run the passes, convert what was only prepared, and let the backend lower what is quantised."""
         first = next((n for n, each in enumerate(pipeline) if each.name in _QUANTISING), len(pipeline))
         context = self.context()
-        before, records = PassManager(tuple(pipeline[:first]), self.dump).run(self.program, context)
+        change = until_last_change(pipeline[:first])
+        meant, records = self.program, tuple[PassRecord, ...]()
+        if change:
+            meant, records = PassManager(tuple(pipeline[:change]), self.dump).run(self.program, context)
+        before, more = PassManager(tuple(pipeline[change:first]), self.dump, change).run(meant, context)
+        records = (*records, *more)
         rounded, more = (
             PassManager(tuple(pipeline[first:]), self.dump, first).run(before, context)
             if first < len(pipeline)
@@ -117,7 +132,7 @@ class Job:
         lowered, more = (
             PassManager(lowering, self.dump, len(records)).run(rounded, context) if lowering else (rounded, ())
         )
-        return Rewritten(before, rounded, lowered, (*records, *more))
+        return Rewritten(meant, before, rounded, lowered, (*records, *more))
 
     def compile(self, pipeline: Sequence[Pass]) -> Draft:
         """Rewrite, emit, and check what was emitted.
@@ -129,7 +144,7 @@ class Job:
         refuse(self.backend.unsupported(done.program, self.target), self.target)
         artifact = self.backend.emit(done.program, self.target, self.options)
         self.options.progress(0, 1, "check")
-        reference = done.program if done.is_quantised else self.program
+        reference = done.program if done.is_quantised else done.meant
         twin = None
         if done.is_quantised and done.program is done.rounded:  # no integers of ours, so the runtime rounds
             twin = _unrounded(done.before) if is_quantised(done.before) else done.before

@@ -18,7 +18,7 @@ from dsopt.backends.base import EmitOptions, load_backend
 from dsopt.errors import UsageError
 from dsopt.feeds import Array
 from dsopt.ir import Program
-from dsopt.passes.base import Pass, PassContext, PassManager, parse_pipeline
+from dsopt.passes.base import Pass, PassContext, PassManager, parse_pipeline, until_last_change
 from dsopt.target import McuTarget, Target, parse_target
 
 _QUANTISERS = ("quantize", "lower-integer")
@@ -55,7 +55,10 @@ def find_reference(
     passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
     first = next((n for n, each in enumerate(passes) if each.name.startswith(_QUANTISERS)), len(passes))
     if first == len(passes) and not is_quantised(program):
-        return Reference(program, PassManager(passes).run(program, PassContext(target=target))[0])
+        context = _context(program, manifest, target, data)
+        change = until_last_change(passes)
+        meant = PassManager(passes[:change]).run(program, context)[0] if change else program
+        return Reference(meant, PassManager(passes[change:]).run(meant, context)[0])
     context = _context(program, manifest, target, data)
     before = PassManager(passes[:first]).run(program, context)[0]
     rounded = PassManager(passes[first:]).run(before, context)[0]

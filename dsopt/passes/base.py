@@ -53,6 +53,8 @@ class Pass(ABC):
     """A named rewrite. Its fields are its options: prune{ratio=0.6}. It takes and leaves a program that verifies."""
 
     name: ClassVar[str]
+    changes_outputs: ClassVar[bool] = False
+    """Whether what it leaves gives other outputs on purpose, as a pruned program does: code is then compared with that."""
 
     @abstractmethod
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
@@ -144,6 +146,11 @@ class PassManager:
             raise UsageError(
                 "DS0305", f"cannot write the dump to {self.dump}", why=problem.strerror or str(problem)
             ) from problem
+
+
+def until_last_change(passes: Sequence[Pass]) -> int:
+    """Return how many passes there are up to the last that changes outputs on purpose, that one included."""
+    return max((number for number, each in enumerate(passes, start=1) if each.changes_outputs), default=0)
 
 
 def count_nodes(program: Program) -> int:

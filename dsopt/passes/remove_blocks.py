@@ -39,6 +39,7 @@ class RemoveBlocks(Pass):
     """
 
     name: ClassVar[str] = "remove-blocks"
+    changes_outputs: ClassVar[bool] = True
     count: int = 1
     keep: str = ""
 

@@ -9,6 +9,7 @@ from torch import nn
 import dsopt
 from dsopt.api import build
 from dsopt.errors import CheckError
+from dsopt.measure.reference import find_reference
 from dsopt.passes.base import PassContext, PassManager, parse_pipeline
 
 
@@ -44,3 +45,28 @@ def test_what_is_wrong_by_more_than_rounding_is_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(CpuBackend, "emit", lambda self, program, *rest: emit(self, other, *rest))
     with pytest.raises(CheckError, match="DS0403"):
         build(program, "cpu", ())
+
+
+def test_code_of_a_pruned_program_is_compared_with_the_pruned_program() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4, 5)).eval()
+    x = torch.randn(1, 1, 4, 4)
+    program = dsopt.capture(model, (x,))
+    built = build(program, "cpu", "canonicalize,prune{ratio=0.5},fold-constants")
+    assert built.agreement.max_relative_error is not None
+    assert built.agreement.max_relative_error < 1e-5
+    pruned, _ = PassManager(parse_pipeline("canonicalize,prune{ratio=0.5}")).run(program)
+    torch.testing.assert_close(built.program.run(x)[0], pruned.run(x)[0])
+    assert [record.name for record in built.records] == ["canonicalize", "prune", "fold-constants"]
+    reference = find_reference(program, built.artifact.manifest, None)
+    assert torch.equal(reference.program.run(x)[0], pruned.run(x)[0])
+    assert not reference.is_quantised
+
+
+def test_a_pruned_program_is_quantised_in_the_same_build() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4, 5)).eval()
+    program = dsopt.capture(model, (torch.randn(1, 1, 4, 4),))
+    data = {"input": torch.randn(24, 1, 4, 4).numpy()}
+    whole = build(program, "cpu", "...,quantize", data)
+    half = build(program, "cpu", "prune{ratio=0.5},...,quantize", data)
+    assert half.records[0].notes[0].startswith("parameters: 485 -> ")
+    assert sum(map(len, half.artifact.files.values())) < sum(map(len, whole.artifact.files.values()))

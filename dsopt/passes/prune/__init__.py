@@ -40,6 +40,7 @@ class Prune(Pass):
     """
 
     name: ClassVar[str] = "prune"
+    changes_outputs: ClassVar[bool] = True
     ratio: float = 0.5
     of: str = "params"
     score: str = "l1"
