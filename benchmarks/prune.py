@@ -5,6 +5,7 @@ parameters, parameters_removed, multiply_adds_removed: before pruning; shares fr
 masked_difference   of the pruned program from the original with all removed channels set to zero (benchmarks/masked.py)
 analysis_seconds, seconds: CPU time of axis inference and groups; of the whole pass with its verification
 
+A second table has the CPU seconds that inference and groups take for deep networks, ResNet-152 and an encoder of 24 layers.
 Models that do not get that far are listed as failures, each with the stage and the cause. --all takes every classifier of torchvision and
 one model of each family (module) of timm. Install them without their dependencies, away from the environment, and name the folder:
 
@@ -37,6 +38,8 @@ from dsopt.ir.multiply_adds import multiply_adds
 from dsopt.passes.base import PassManager, parse_pipeline
 from dsopt.passes.prune.channels import Channels
 from dsopt.passes.prune.inference import AxisInference
+from models.bert import bert
+from models.resnet import resnet152
 
 OWN = ("bert", "gpt", "gru", "lstm", "mobilenet_v2", "resnet18", "resnet50", "unet")
 FAST = ("densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x1_0",
@@ -69,7 +72,7 @@ class Candidate:
     """A model by name; build makes it, with random weights, and its example inputs, for images of a side."""
 
     name: str
-    build: Callable[[int], tuple[nn.Module, tuple[Any, ...]]]
+    build: Callable[[int], dsopt.ModelSpec]
     sides: tuple[int, ...] = SIDES
 
 
@@ -102,7 +105,29 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(measure(candidate, chosen))
         except Failed as failure:
             failures.append({"model": candidate.name, "cause": str(failure)})
-    report("prune", rows, as_json=chosen.json, failures=failures)
+    deep = (
+        [] if chosen.models or chosen.quick else [analysed("resnet152", resnet152()), analysed("encoder24", encoder())]
+    )
+    report("prune", rows, as_json=chosen.json, analysis=deep, failures=failures)
+
+
+def encoder() -> dsopt.ModelSpec:
+    """Return a BERT of 24 layers, 768 wide."""
+    return bert(layers=24, hidden=768, heads=12)
+
+
+def analysed(name: str, spec: dsopt.ModelSpec) -> Row:
+    """Return what inference and groups of a deep network take."""
+    progress(name)
+    program = dsopt.capture(spec)
+    start = time.process_time()
+    groups = Channels(AxisInference(program)).groups
+    return {
+        "network": name,
+        "nodes": len(program.graph.nodes),
+        "groups": len(groups),
+        "cpu_seconds": time.process_time() - start,
+    }
 
 
 def candidates(chosen: argparse.Namespace) -> Iterator[Candidate]:
@@ -130,19 +155,21 @@ def named(name: str) -> Candidate:
     if package is None:
         raise SystemExit(f"{source} cannot be imported; see --help for how to install it, and --packages")
     if source == "torchvision":
-        return Candidate(name, lambda side: (_torchvision_model(package, model), (torch.rand(2, 3, side, side),)))
+        return Candidate(
+            name, lambda side: dsopt.ModelSpec(_torchvision_model(package, model), (torch.rand(2, 3, side, side),))
+        )
     return Candidate(name, lambda side: _timm_model(package, model, side))
 
 
 def own(name: str) -> Candidate:
     """Return a network of models/."""
 
-    def build(side: int) -> tuple[nn.Module, tuple[Any, ...]]:
+    def build(side: int) -> dsopt.ModelSpec:
         for path in sorted((Path(__file__).parent.parent / "models").glob("*.py")):
             module = importlib.import_module(f"models.{path.stem}")
             if callable(getattr(module, name, None)) and getattr(module, name).__module__ == module.__name__:
                 spec: dsopt.ModelSpec = getattr(module, name)()
-                return spec.model, tuple(spec.args)
+                return spec
         raise Failed(f"models/ has no {name}")
 
     return Candidate(name, build, SIDES[:1])
@@ -191,10 +218,10 @@ def _torchvision_model(package: ModuleType, name: str) -> nn.Module:
     return model
 
 
-def _timm_model(package: ModuleType, name: str, side: int) -> tuple[nn.Module, tuple[Any, ...]]:
+def _timm_model(package: ModuleType, name: str, side: int) -> dsopt.ModelSpec:
     model: nn.Module = package.create_model(name)
     size = package.data.resolve_data_config({}, model=model)["input_size"]
-    return model, (torch.rand(2, size[0], *(size[1:] if side != SIDES[0] else (side, side))),)
+    return dsopt.ModelSpec(model, (torch.rand(2, size[0], *(size[1:] if side != SIDES[0] else (side, side))),))
 
 
 def measure(candidate: Candidate, chosen: argparse.Namespace) -> Row:
@@ -222,13 +249,14 @@ def _captured(candidate: Candidate, largest: float) -> Program:
     """Capture a model on the smallest images that it takes."""
     for side in candidate.sides:
         with _stage("build"):
-            model, args = candidate.build(side)
-        count = sum(parameter.numel() for parameter in model.parameters())
+            spec = candidate.build(side)
+        count = sum(parameter.numel() for parameter in spec.model.parameters())
         if count > largest * 1e6:
             raise Failed(f"build: {count:,} parameters are more than --largest {largest:g} million")
         try:
             with _stage("export"):
-                return export_module(randomized(model), tuple(map(_double, args)))
+                keywords = {name: _double(value) for name, value in (spec.kwargs or {}).items()}
+                return export_module(randomized(spec.model), tuple(map(_double, spec.args)), keywords)
         except Failed:
             if side == candidate.sides[-1]:
                 raise
