@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -323,4 +324,22 @@ def test_scores_can_be_taken_anew_on_the_way(score: str) -> None:
     result, records = PassManager(parse_pipeline(f"prune{{ratio=0.6,score={score},steps=4}}")).run(program, context)
     assert "(-60." in records[0].notes[0] or "(-59." in records[0].notes[0]
     assert len(records[0].changes) == len({line.split()[0] for line in records[0].changes})
+    assert masked_difference(program, result) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "squeeze", [lambda x: x.squeeze(), lambda x: x.squeeze(1).squeeze(-1), lambda x: x.squeeze((0, 1, 2))]
+)
+def test_a_width_of_one_is_not_squeezed_away(squeeze: Callable[[Tensor], Tensor]) -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 3), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(squeeze(self.up(x).unsqueeze(1)))
+
+    program = program_of(Squeezed(), torch.randn(2, 6))
+    result, _ = pruned(program, "prune{ratio=0.59}")
+    assert shapes(result)["up.weight"] == [1, 6]
     assert masked_difference(program, result) <= 1e-10

@@ -13,6 +13,7 @@ from dsopt.passes.prune.rules.base import (
     Resize,
     Widths,
     axis,
+    axis_list,
     each,
     packet_name,
     rank,
@@ -56,6 +57,16 @@ def _slice(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     return node.target, {**named, "start": int(mask[:low].sum()), "end": int(mask[: max(low, high)].sum())}
 
 
+def _squeeze(widths: Widths, node: fx.Node, named: Named) -> Call | None:
+    """A dimension that is cut down to 1 is no dimension of size 1 to the model: name those that were."""
+    x = tensor(named["self"])
+    if not any(widths.kept(expr) == 1 and widths.is_cut(expr) for expr in widths.inference.axes(x)):
+        return None
+    dims = axis_list(named.get("dim"), rank(x))
+    ones = [dim for dim in dims if widths.inference.shape(x)[dim] == 1]
+    return _ATEN.squeeze.dims, {"self": named["self"], "dim": ones}
+
+
 def _narrow(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     x = tensor(named["self"])
     place = axis(named["dim"], rank(x))
@@ -93,6 +104,7 @@ RESIZES: dict[str, Resize] = {
     **each("view reshape _unsafe_view unflatten expand", _sizes),
     **each("full zeros ones empty rand randn new_full new_zeros new_ones new_empty", _sizes),
     **each("split split_with_sizes chunk", _split),
+    "squeeze": _squeeze,
     "slice": _slice,
     "narrow": _narrow,
     **each("repeat tile repeat_interleave", _repeat),
