@@ -108,7 +108,7 @@ def _statistics(original: Program, result: Program) -> dict[Any, Callable[..., A
 
 def _operand(node: fx.Node) -> Tensor:
     named = named_arguments(node)
-    value: Tensor = (named.get("input") or named["self"]).meta["val"]
+    value: Tensor = (named.get("input") or named.get("self") or named["v"]).meta["val"]
     return value
 
 
@@ -142,6 +142,13 @@ def _batch_norm(
     return _normalised(x, (0, *range(2, x.dim())), kept, rest[1]) * _or(scale, 1) + _or(shift, 0)
 
 
+def _weight_norm(pruned: Any, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """A row that is gone has no length."""
+    others = [index for index in range(v.dim()) if index != dim % v.dim()]
+    lengths = v.square().sum(others, keepdim=True).sqrt()
+    return torch.where(lengths > 0, v * g / lengths.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
+
+
 def _rms_norm(pruned: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     kept = _kept(x, weight, len(shape))
     square = (x.square() * kept).sum(-1, keepdim=True) / kept.sum()
@@ -173,6 +180,7 @@ def _or(value: Tensor | None, default: float) -> Any:
 
 _JUDGES: dict[Any, Callable[..., Any]] = {
     ATEN.batch_norm.default: _batch_norm,
+    ATEN._weight_norm.default: _weight_norm,
     ATEN.layer_norm.default: _layer_norm,
     ATEN.rms_norm.default: _rms_norm,
     ATEN.group_norm.default: _group_norm,

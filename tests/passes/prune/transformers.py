@@ -161,6 +161,22 @@ class Cells(nn.Module):
         return self.head(h)
 
 
+class Causal(nn.Module):
+    """Causal convolutions over time with normalised weights (Bai et al. 2018), and attention that only looks back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.utils.parametrizations.weight_norm(nn.Conv1d(inputs, 16, 3)) for inputs in (8, 16))
+        self.qk, self.head = nn.Linear(16, 24), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(F.pad(x.transpose(1, 2), (2, 0))))
+        y = (y + F.relu(self.b(F.pad(y, (2, 0))))).transpose(1, 2)
+        q, k = self.qk(y).chunk(2, -1)
+        back = torch.ones(y.shape[1], y.shape[1], dtype=torch.bool).tril()
+        return self.head((q @ k.mT).masked_fill(~back, float("-inf")).softmax(-1) @ y)
+
+
 class Gated(nn.Module):
     """SwiGLU (Shazeer 2020) from one fused projection, and a linear layer of weights normalised by their length."""
 
@@ -193,6 +209,7 @@ IMAGE_NETS: dict[str, Callable[[], nn.Module]] = {"windows": Windows, "vision": 
 STEP_NETS: dict[str, Callable[[], nn.Module]] = {
     "mixer": Mixer,
     "gated": Gated,
+    "causal": Causal,
     "cells": Cells,
     "lstm": lambda: Recurrent(nn.LSTM, num_layers=2),
     "lstm_both_ways": lambda: Recurrent(nn.LSTM, bidirectional=True),

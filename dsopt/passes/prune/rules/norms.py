@@ -14,6 +14,7 @@ from dsopt.passes.prune.rules.base import (
     Rule,
     Unknown,
     Widths,
+    axis,
     each,
     fixed_axes,
     rank,
@@ -85,6 +86,19 @@ def _resize_groups(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     return node.target, {**named, "num_groups": widths.kept(group)}
 
 
+def _weight_norm(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """g * v / |v|, a length for each index of one dimension, over all others (Salimans & Kingma 2016)."""
+    v, g = tensor(named["v"]), tensor(named["g"])
+    place = axis(named["dim"], rank(v))
+    axes = inference.axes(v)
+    for index in range(rank(g)):
+        if inference.shape(g)[index] != 1:
+            inference.tie(g, index, axes[index])
+    inference.uses_statistics(*(expr for index, expr in enumerate(axes) if index != place))
+    lengths = tuple(expr if index == place else () for index, expr in enumerate(axes))
+    return [axes, lengths] if isinstance(node.meta["val"], (tuple, list)) else axes
+
+
 def _native_batch(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     """With its statistics, one for each channel, or empty where they are given."""
     axes: Any = _by_channel(inference, node, named)
@@ -124,6 +138,7 @@ RULES: dict[str, Rule] = {
     "rms_norm": _trailing,
     "group_norm": _group_norm,
     **each("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training", _native_batch),
+    **each("_weight_norm _weight_norm_interface", _weight_norm),
     "native_layer_norm": _native_layer,
     "native_group_norm": _native_group,
 }

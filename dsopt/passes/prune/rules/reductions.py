@@ -53,6 +53,13 @@ def _along(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return [axes] * len(value) if isinstance(value, (tuple, list)) else axes
 
 
+def _triangle(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """Zero on one side of the diagonal of the last two dimensions."""
+    x = tensor(named["self"])
+    inference.pin_dims(x, (-2, -1), "its elements are kept by their places")
+    return inference.axes(x)
+
+
 def _top(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     x = tensor(named["self"])
     place = axis(named["dim"], rank(x))
@@ -79,6 +86,7 @@ RULES: dict[str, Rule] = {
         "softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort",
         _along,
     ),
+    **each("tril triu", _triangle),
     "topk": _top,
     "cosine_similarity": _similarity,
 }
