@@ -31,7 +31,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RemoveBlocks(Pass):
-    """add(x, f(x)) -> x
+    """Remove the residual blocks or transformer layers that do least: add(x, f(x)) -> x.
 
     count: how many blocks go, one after the other: always the one without which the outputs move least on the calibration data, the
     blocks before it gone (Men et al. 2024, "ShortGPT", and Zhong et al. 2024, "BlockPruner", remove layers so).  keep: modules whose

@@ -30,7 +30,9 @@ from dsopt.passes.prune.shrink import shrink
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """conv2d(x, w[64, 32, 3, 3]) -> conv2d(x', w'[40, 20, 3, 3]), and all that hangs together with it.
+    """Remove the channels that matter least, with all that hangs together with them.
+
+    conv2d(x, w[64, 32, 3, 3]) -> conv2d(x', w'[40, 20, 3, 3])
 
     ratio: the share that goes, met within half a point, of parameters (`of`=params), multiply-adds (macs), or what the caller's cost
     model says of time (latency) or memory (ram).  score: what a channel matters (l1, l2, bn, fpgm, or taylor, which needs calibration
