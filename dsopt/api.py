@@ -138,6 +138,7 @@ def _finished(job: Job, draft: Draft, pipeline: Sequence[Pass], verdict: Verdict
     }
     if draft.statistics:
         manifest["quantization"] = [each.as_dict() for each in draft.statistics]
+    if draft.statistics or (job.samples is not None and any(each.changes_outputs for each in pipeline)):
         manifest["calibration"] = job.calibration_record()
     if verdict is not None:
         manifest["accuracy"] = verdict.as_dict()

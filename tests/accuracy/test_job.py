@@ -8,7 +8,7 @@ from torch import nn
 
 import dsopt
 from dsopt.api import build
-from dsopt.errors import CheckError
+from dsopt.errors import CheckError, UsageError
 from dsopt.measure.reference import find_reference
 from dsopt.passes.base import PassContext, PassManager, parse_pipeline
 
@@ -70,3 +70,15 @@ def test_a_pruned_program_is_quantised_in_the_same_build() -> None:
     half = build(program, "cpu", "prune{ratio=0.5},...,quantize", data)
     assert half.records[0].notes[0].startswith("parameters: 485 -> ")
     assert sum(map(len, half.artifact.files.values())) < sum(map(len, whole.artifact.files.values()))
+
+
+def test_what_was_pruned_by_data_is_found_again_with_the_same_data() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4, 5)).eval()
+    x = torch.randn(1, 1, 4, 4)
+    program = dsopt.capture(model, (x,))
+    data = {"input": torch.randn(24, 1, 4, 4).numpy()}
+    built = build(program, "cpu", "prune{ratio=0.5,score=taylor},...", data)
+    reference = find_reference(program, built.artifact.manifest, data)
+    torch.testing.assert_close(reference.program.run(x)[0], built.program.run(x)[0])
+    with pytest.raises(UsageError, match="score=taylor needs data"):
+        find_reference(program, built.artifact.manifest, None)
