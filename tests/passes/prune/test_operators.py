@@ -47,6 +47,7 @@ TOKENS: dict[str, Function] = {
     "every_second": lambda a, b: a[..., ::2] + b[..., 1::2],
     "narrow": lambda a, b: a.narrow(-1, 3, 6) + b.narrow(-1, -6, 6),
     "unflatten": lambda a, b: a.unflatten(-1, (3, 4)).transpose(2, 3).flatten(2) + b,
+    "type_as": lambda a, b: a.float().type_as(b.mT) + torch.ones_like(b).to(a.dtype) * b,
     "reshape_as": lambda a, b: a.flatten(1).reshape_as(b) * b.view_as(a),
     "unbind": lambda a, b: sum(a.view(2, 4, 3, 4).unbind(2)) + b[..., :4],
     "select": lambda a, b: a.view(2, 4, 4, 3)[..., 1] + b.view(2, 4, 3, 4).select(2, 0),

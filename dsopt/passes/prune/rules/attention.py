@@ -23,6 +23,8 @@ def _attention(inference: AxisInference, node: fx.Node, named: Named) -> Result:
         raise Unknown("the size of its heads varies")
     inference.tie(k, rank(k) - 1, inference.dim(q, rank(q) - 1))
     inference.tie(v, rank(v) - 2, inference.dim(k, rank(k) - 2))
+    inference.pin_dims(k, (-2,), "each key changes the weights of all")
+    inference.pin_dims(q, (-2,), "its rows are places, not channels")
     out = result_sizes(node)
     mask = None if named["attn_mask"] is None else tensor(named["attn_mask"])
     if named.get("enable_gqa") and inference.shape(q)[-3] != inference.shape(k)[-3]:

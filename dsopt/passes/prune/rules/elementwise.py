@@ -24,6 +24,11 @@ def is_pointwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
+def _first(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """The operand itself, or its elements one by one: a second operand only says of which type or where."""
+    return inference.axes(tensor(named["input"] if "input" in named else named["self"]))
+
+
 def _like(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return inference.axes(tensor(named["self"]))
 
@@ -52,10 +57,14 @@ def _glu(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 
 RULES: dict[str, Rule] = {
     **each(
-        "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous to _to_copy type_as detach alias "
-        "lift_fresh_copy hardswish log_sigmoid hardsigmoid rrelu fill copy bernoulli masked_fill float half double quantize_per_tensor "
-        "__and__ __or__ __xor__ isnan isinf isfinite dsopt.add_act",
+        "native_dropout fill copy masked_fill hardswish log_sigmoid hardsigmoid rrelu bernoulli isnan isinf isfinite __and__ __or__ "
+        "__xor__ quantize_per_tensor dsopt.add_act",
         pointwise,
+    ),
+    **each(
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous to _to_copy type_as detach alias lift_fresh_copy "
+        "float half double",
+        _first,
     ),
     **each("zeros_like ones_like full_like empty_like rand_like randn_like", _like),
     "prelu": _prelu,
