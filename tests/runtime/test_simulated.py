@@ -14,7 +14,6 @@ import pytest
 from dsopt.artifact import Artifact
 from dsopt.errors import ArtifactError, CheckError, ReadError
 from dsopt.runtime import Session
-from dsopt.runtime.executor import LayerCost
 from dsopt.runtime.simulated import SimulatedExecutor, open_executor
 from tests.simulate.images import image, needs_qemu
 
@@ -142,8 +141,9 @@ def test_a_cortex_m55_artifact_runs_in_qemu_with_the_same_numbers() -> None:
     result = executor.run({"x": X, "state.total": np.array([10], F32)})
     assert np.array_equal(result["y"], 2 * X + 10)
     profile = executor.profile({"x": X, "state.total": np.array([10], F32)})
-    assert profile.layers[0] == LayerCost("scale", "body.0", None)
-    assert profile.instructions
+    counts = [layer.instructions for layer in profile.layers]
+    assert (profile.layers[0].node, profile.layers[0].layer) == ("scale", "body.0")
+    assert 0 < sum(count or 0 for count in counts) < profile.instructions
 
 
 def test_a_model_that_returns_a_code_is_an_error() -> None:

@@ -107,4 +107,4 @@ def window_kernel(offsets: list[int]) -> MicroKernel:
     moves = [f"    columns[{k // 2 * 8 + k % 2}] = x[{offset}];" for k, offset in enumerate(offsets)]
     body = "\n".join(moves)
     name = f"dsopt_window_{len(offsets)}_{zlib.crc32(body.encode()):08x}"
-    return MicroKernel(name, f"static void {name}(int16_t *columns, const int8_t *x)\n{{\n{body}\n}}\n")
+    return MicroKernel(name, f"DSOPT_PORTABLE void {name}(int16_t *columns, const int8_t *x)\n{{\n{body}\n}}\n")
