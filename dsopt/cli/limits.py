@@ -14,7 +14,7 @@ from dsopt.cli.options import describing_boards
 from dsopt.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsopt.target import Target
+    from dsopt.target import McuTarget, Target
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -71,10 +71,21 @@ def choose_target(
         )
     return replace(
         chosen,
-        ram_bytes=chosen.ram_bytes if ram is None else parse_bytes(ram, "--ram"),
-        flash_bytes=chosen.flash_bytes if flash is None else parse_bytes(flash, "--flash"),
+        ram_bytes=chosen.ram_bytes if ram is None else _within(chosen, parse_bytes(ram, "--ram"), "ram"),
+        flash_bytes=chosen.flash_bytes if flash is None else _within(chosen, parse_bytes(flash, "--flash"), "flash"),
         instructions=None if instructions is None else parse_count(instructions, "--instructions"),
     )
+
+
+def _within(target: McuTarget, count: int, memory: str) -> int:
+    """Return a limit in bytes. Raises UsageError if it is more than the target's board has."""
+    have = target.ram_bytes if memory == "ram" else target.flash_bytes
+    if target.board is not None and count > have:
+        raise UsageError(
+            "DS0909", f"--{memory} allows {count:,} bytes, and {target.board.name} has {have:,}",
+            fix=f"Leave --{memory} out for all that the board has, or name another board; see dsopt targets.",
+        )  # fmt: skip
+    return count
 
 
 def _one_of(target: str | None, board: str | None) -> tuple[str | None, str | None]:

@@ -52,4 +52,6 @@ def test_contradicting_targets_are_refused(run: Run) -> None:
     assert "DS0909: --target cpu and --board nucleo-l4r5zi both say what to compile for" in text
     assert "DS0909: missing option '--target' or '--board'" in run(*TINY, code=2).stderr
     assert "limit a microcontroller, and the target is cpu" in run(*TINY, "-t", "cpu", "--ram", "64K", code=2).stderr
+    more = run(*TINY, "--board", "nucleo-f401re", "--ram", "200K", code=2).stderr
+    assert "DS0909: --ram allows 204,800 bytes, and nucleo-f401re has 98,304" in more
     assert "DS0913: --ram is 'lots'" in run(*TINY, "-t", "mcu:cortex-m4", "--ram", "lots", code=2).stderr
