@@ -16,6 +16,7 @@ from tests.backends.tir.integer_modules import Apply, Settings, Weights, conv, i
 LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
 RELU, NARROW = Settings(3, y_zero=-128, y_range=(-128, 127)), Settings(4, y_zero=-20, y_range=(-20, 90))
 NIBBLES = Weights(4)
+DEEP = Settings(10, bits=16, x_zero=3, y_zero=-30000)
 WIDE = Settings(9, bits=16, x_zero=11, y_zero=-700)
 PLAIN, FULL = Settings(5), Settings(6, x_zero=-128, y_zero=-128)
 
@@ -34,6 +35,14 @@ def steep(function: Apply) -> Apply:
     shift = function.t4
     assert isinstance(shift, Tensor)
     function.t4 = torch.tensor([29, 31, 32, 33] * len(shift), dtype=torch.int32)[: len(shift)]
+    return function
+
+
+def flat(function: Apply, bits: int) -> Apply:
+    """Give a layer scales so small that results hardly leave the zero point."""
+    shift = function.t4
+    assert isinstance(shift, Tensor)
+    function.t4 = torch.full_like(shift, bits)
     return function
 
 
@@ -120,6 +129,8 @@ CASES: dict[str, Case] = {
     "product_plain": product(1, 4, 32, 6, (5, 0), RELU),
     "product_low": product(2, 3, 64, 4, (127, -128), HIGH),
     "product_16": product(2, 6, 16, 9, (4, -9), WIDE),
+    "vector_16_flat": (layers(flat(linear(6, 24, DEEP), 46)), (24,)),
+    "vectors_16_flat": (layers(flat(linear(6, 24, DEEP, NIBBLES), 42)), (5, 24)),
     "vector_16": (layers(linear(7, 30, WIDE)), (30,)),
     "vectors_16": (layers(linear(6, 20, WIDE)), (6, 20)),
     "vector_16_nibbles": (layers(linear(5, 40, WIDE, NIBBLES)), (40,)),
@@ -177,6 +188,14 @@ def _random_case(random: np.random.Generator, number: int) -> Case:
     layer = conv((N, 1 if depthwise else C, *kernel), s, weights, stride=stride, dilation=dilation, groups=C if depthwise else 1,
                  padding=padding if len(padding) > 1 else (0,))  # fmt: skip
     return (chained(C, layer) if number % 2 else layers(layer)), (C, *side)
+
+
+BEYOND: dict[str, Case] = {
+    "vector_16": (layers(flat(linear(6, 24, DEEP), 47)), (24,)),
+    "vectors_16_nibbles": (layers(flat(linear(6, 24, DEEP, NIBBLES), 43)), (5, 24)),
+    "vector": (layers(flat(linear(6, 24, HIGH), 55)), (24,)),
+}
+"""Layers whose zero point, shifted by one bit more than kernels take, would leave 32 bits."""
 
 
 class Joined(nn.Module):

@@ -18,7 +18,7 @@ from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
-from tests.backends.mcu.kernel_cases import CASES, inputs_of, program_of, random_cases
+from tests.backends.mcu.kernel_cases import BEYOND, CASES, inputs_of, program_of, random_cases
 from tests.backends.tir.host_runner import run_on_host
 from tests.simulate.images import needs_gcc, needs_qemu
 
@@ -135,6 +135,20 @@ def test_kernels_made_for_speed_or_flash_give_the_same_bits(
     _, usual_count = results(usual, program, inputs, simulator)
     less = artifact.manifest["memory"]["flash_bytes"] < usual.manifest["memory"]["flash_bytes"]
     assert (less, count > usual_count) == (style == "flash", style == "flash")
+
+
+@pytest.mark.mcu
+def test_shifts_beyond_what_kernels_take_fall_back_to_generic_loops() -> None:
+    program, inputs = program_of(BEYOND), inputs_of(BEYOND, 0)
+    artifact = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions())
+    got, _ = results(artifact, program, inputs, "unicorn")
+    for one, want in zip(got, program.run(*inputs), strict=True):
+        np.testing.assert_array_equal(one, want.numpy())
+    reasons = [
+        entry["why_generic"] for entry in artifact.manifest["layers"] if entry["op"].startswith("dsopt.q_linear")
+    ]
+    assert len(reasons) == len(BEYOND)
+    assert all("its requantisation shifts by" in reason for reason in reasons)
 
 
 @pytest.mark.mcu

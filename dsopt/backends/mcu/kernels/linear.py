@@ -31,7 +31,9 @@ def read_linear(
         raise UnsuitedError("its input has 16 bits")
     if x.channels_last:
         raise UnsuitedError("its input is an image")
-    layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
+    layer = read_weights(
+        context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide, bits
+    )
     return layer, x_zero, Store(y_zero, low, high, layer.lift, bits)
 
 

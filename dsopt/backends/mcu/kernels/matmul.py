@@ -39,7 +39,7 @@ def matmul(
     if K % 4 or (b_zero and K > _MOST_SUMMED):
         raise UnsuitedError(f"its sums have {K} products, which is no multiple of 4 or more than {_MOST_SUMMED}")
     lift = lift_of(np.array([multiplier]), np.array([shift]), np.array([K << 16]))
-    scale = int(packed_scale(np.array([multiplier]), np.array([shift + lift]))[0])
+    scale = int(packed_scale(np.array([multiplier]), np.array([shift + lift]), bits)[0])
     wide_N, width = N + N % 2, padded(K + (4 if b_zero else 0), style)
     store = Store(y_zero, low, high, lift, bits)
     kernel = matrix_kernel(width, wide_N, store, style=style)

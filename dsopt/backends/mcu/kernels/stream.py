@@ -19,8 +19,7 @@ from dsopt.ops.rounding import MULTIPLIER_BITS, SPARE_BITS
 Array = npt.NDArray[Any]
 
 _LIFT = 4
-_LEAST_SHIFT, _MOST_SHIFT = 33, 32 + 22
-"""Beyond the most, a zero point of 8 bits before the shift would not fit 32 bits."""
+_LEAST_SHIFT = 33
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Weights:
     """A layer with integer weights. values: (N, ...) int64; bias: (N,) with the zero point of the input folded in; scale: (N,) packed.
 
     bits: of a weight in flash, 8 or 4.  lift: bits by which sums are shifted to the left before they are scaled, so that what follows
-    is a shift to the right by at least one bit.
+    is a shift to the right by at least one bit.  result_bits: of what a sum becomes.
     """
 
     values: Array
@@ -36,6 +35,7 @@ class Weights:
     scale: Array
     bits: int = 8
     lift: int = 0
+    result_bits: int = 8
 
     def sixteenfold(self) -> Weights:
         """Return the layer for sums that are 16 times as large, because nibbles are taken where they are: in the upper half of a byte.
@@ -45,14 +45,14 @@ class Weights:
         if int(_largest_sums(self.values, self.bias).max()) >= 1 << 27:
             raise UnsuitedError("16 times its sums need more than 32 bits")
         more = _LIFT - self.lift
-        if int((self.scale & 31).max()) + more > _MOST_SHIFT - 32:
+        if int((self.scale & 31).max()) + more > most_shift(self.result_bits) - 32:
             raise UnsuitedError("its requantisation shifts by too many bits for weights of 4 bits")
         return replace(self, bias=self.bias * 16, scale=self.scale + more, lift=0)
 
 
 def read_weights(
     context: Context, weight: Buffer, shape: list[int], bits: int, factors: Buffer | None, bias: Buffer | None,
-    multiplier: Buffer, shift: Buffer, x_zero: int, wide: bool,
+    multiplier: Buffer, shift: Buffer, x_zero: int, wide: bool, result_bits: int = 8,
 ) -> Weights:  # fmt: skip
     """Return the numbers of a convolution or linear layer. Raises UnsuitedError for what no micro-kernel takes."""
     if wide:
@@ -68,7 +68,7 @@ def read_weights(
     if int(_largest_sums(values, folded).max()) >= 1 << 31:
         raise UnsuitedError("its sums need more than 32 bits once the zero point is folded into the bias")
     lift = lift_of(multipliers, shifts, _largest_sums(values, folded))
-    return Weights(values, folded, packed_scale(multipliers, shifts + lift), bits, lift)
+    return Weights(values, folded, packed_scale(multipliers, shifts + lift, result_bits), bits, lift, result_bits)
 
 
 def lift_of(multipliers: Array, shifts: Array, largest: Array) -> int:
@@ -89,11 +89,16 @@ def _largest_sums(values: Array, bias: Array) -> Array:
     return most
 
 
-def packed_scale(multipliers: Array, shifts: Array) -> Array:
+def most_shift(result_bits: int) -> int:
+    """Return the most bits of a shift: beyond, the zero point of a result, as it is before the shift, would not fit 32 bits."""
+    return 32 + 30 - result_bits
+
+
+def packed_scale(multipliers: Array, shifts: Array, result_bits: int = 8) -> Array:
     """Return multiplier | shift - 32, as int64. Raises UnsuitedError for a shift or multiplier that has no such form."""
     multipliers, shifts = multipliers.astype(np.int64), shifts.astype(np.int64)
     shifts = np.where(multipliers == 0, _LEAST_SHIFT, shifts)
-    if int(shifts.min()) < _LEAST_SHIFT or int(shifts.max()) > _MOST_SHIFT:
+    if int(shifts.min()) < _LEAST_SHIFT or int(shifts.max()) > most_shift(result_bits):
         raise UnsuitedError(f"its requantisation shifts by {int(shifts.min())} to {int(shifts.max())} bits")
     spare = (1 << SPARE_BITS) - 1
     if int(multipliers.min()) < 0 or int(multipliers.max()) >> MULTIPLIER_BITS or bool((multipliers & spare).any()):
