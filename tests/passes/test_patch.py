@@ -163,6 +163,16 @@ def test_code_made_for_ram_runs_in_patches_where_that_takes_less() -> None:
     (want,) = program.run(x)
     (got,) = open_executor(small).run({program.signature.inputs[0].name: x.numpy()}).values()
     np.testing.assert_array_equal(got, want.numpy())
+    assert small.manifest["limits"] == whole.manifest["limits"]
+
+
+@pytest.mark.mcu
+def test_code_made_for_ram_stays_whole_where_patches_would_exceed_another_budget() -> None:
+    program = chain()
+    whole = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions())
+    tight = McuTarget("cortex-m4", flash_bytes=whole.manifest["memory"]["flash_bytes"])
+    artifact = McuBackend().emit(program, tight, EmitOptions(optimize="ram"))
+    assert "patches" not in artifact.manifest
 
 
 def test_what_fits_in_no_patches_is_refused() -> None:

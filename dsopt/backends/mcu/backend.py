@@ -66,7 +66,10 @@ class McuBackend:
         if options.optimize != "ram":
             return whole
         least = dataclasses.replace(target, ram_bytes=max(whole.manifest["memory"]["ram_bytes"] - 1, LEAST_BYTES))
-        return self._emit_patched(program, least, options, self._smallest(program, least, options)) or whole
+        patched = self._emit_patched(program, least, options, self._smallest(program, least, options))
+        if patched is None:
+            return whole
+        return dataclasses.replace(patched, manifest={**patched.manifest, "limits": limits(target)})
 
     def _fitting(self, program: Program, target: McuTarget) -> list[Choice]:
         """Return the ways in patches that may fit into RAM, those with the fewest products first."""
@@ -102,9 +105,7 @@ class McuBackend:
             rewritten, _ = PassManager((choice.patch,)).run(program)
             try:
                 artifact = self._emit(rewritten, target, options, reorder=False)
-            except BudgetError as problem:
-                if problem.code != RAM_EXCEEDED:
-                    raise
+            except BudgetError:  # also of flash or instructions, which patches take more of
                 continue
             patches = {**dataclasses.asdict(choice.patch), "multiply_adds": choice.products}
             return dataclasses.replace(artifact, manifest={**artifact.manifest, "patches": patches})
