@@ -42,7 +42,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "lock": ({"passes", "ir", *BASE}, set()),
     "backends": (
-        {"passes", "ir", "ops", "artifact", "simulate", "runtime", *BASE},
+        {"native", "passes", "ir", "ops", "artifact", "simulate", "runtime", *BASE},
         {"torch", "tvm", "tvm_ffi", "onnx", "triton", "numpy", "elftools", "ziglang"},
     ),
     "passes": ({"ir", "ops", "native", *BASE}, {"torch", "numpy"}),

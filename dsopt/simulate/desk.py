@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dsopt.errors import CheckError, ToolchainError
-from dsopt.simulate.host_compiler import host_compilers
+from dsopt.native import host_compilers
 
 _FLAGS = ("-std=c99", "-O2", "-ffp-contract=off", "-fno-strict-aliasing")
 _BUILD_SECONDS = 300

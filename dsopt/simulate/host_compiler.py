@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsopt.native import cache_folder, host_compilers, native_library
-
-__all__ = ["block_counter_library", "cache_folder", "host_compilers"]
+from dsopt.native import native_library
 
 _SOURCE = Path(__file__).with_name("block_counter.c")
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dsopt.errors import ReadError, ToolchainError, UsageError
+from dsopt.native import cache_folder
 from dsopt.simulate import firmware
 from dsopt.simulate.boards import VECTORS_BYTES, MemoryMap, memory_maps
-from dsopt.simulate.host_compiler import cache_folder
 from dsopt.simulate.image import MAGIC, VERSION
 from dsopt.target import CORES
 

@@ -13,8 +13,8 @@ import dsopt
 from dsopt import api
 from dsopt.backends.mcu.desk import DeskExecutor
 from dsopt.errors import CheckError
+from dsopt.native import host_compilers
 from dsopt.simulate import desk
-from dsopt.simulate.host_compiler import host_compilers
 from tests.conftest import Counter
 
 pytestmark = pytest.mark.mcu

@@ -15,6 +15,9 @@ from dsopt.backends.tir.registry import UnsuitedError
 DSP = "defined(__ARM_FEATURE_DSP)"
 MVE = "defined(__ARM_FEATURE_MVE)"
 
+MOST_DISTANCE, MOST_OFFSET = 4095, 127
+"""Bytes that an address may be moved by in `add` or `sub`, and in a load or store of a vector."""
+
 SUPPORT = MicroKernel(
     "dsopt_requantize",
     """#if defined(__clang__)
@@ -23,7 +26,7 @@ SUPPORT = MicroKernel(
 #define DSOPT_NAKED __attribute__((naked, noinline, noclone, noipa)) static
 #endif
 
-/* Portable bodies are not made part of layers: GCC 12 for x86-64 at -O3 then takes loads from columns for older than their stores. */
+/* Portable bodies are not made part of layers: what GCC 12 for x86-64 makes of them there at -O3 gives wrong results. */
 #if defined(__GNUC__)
 #define DSOPT_UNUSED __attribute__((unused))
 #define DSOPT_PORTABLE __attribute__((noinline)) static

@@ -278,7 +278,7 @@ def _lead(g: Image, size: int) -> int:
 
 def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, layer = found.image, found.layer
-    planes = Planes(g.N, g.C, g.size, g.out, g.kernel, g.stride, g.padding, g.dilation)
+    planes = Planes(**vars(g))
     x = with_channels_last(context, x)
     stream = context.weight("stream", depthwise_stream(layer.values[:, 0], layer))
     plane = context.temp("plane", (planes.elements,), "int16")

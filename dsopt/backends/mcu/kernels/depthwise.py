@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import micro_kernel, requantize_lines, unpack_scale
+from dsopt.backends.mcu.kernels.image import Image
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
 from dsopt.backends.tir.program import MicroKernel
@@ -21,19 +22,8 @@ _MOST_CHANNELS = 2047
 
 
 @dataclass(frozen=True)
-class Planes:
-    """How a depthwise kernel moves over one channel. Sizes are (height, width); `channels` is the distance of two results, `inputs`
-    that of two pixels.
-    """
-
-    channels: int
-    inputs: int
-    size: tuple[int, int]
-    out: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+class Planes(Image):
+    """How a depthwise kernel moves over one channel: N is the distance of two results, C that of two pixels."""
 
     @property
     def pitch(self) -> int:
@@ -61,13 +51,13 @@ class Planes:
     def is_fast(self) -> bool:
         """Return whether there is an assembly body."""
         square = self.kernel == (3, 3) and self.dilation == (1, 1) and self.stride in ((1, 1), (2, 2))
-        return square and self.channels <= _MOST_CHANNELS and self.pitch * 2 * 2 + 8 <= 1020
+        return square and self.N <= _MOST_CHANNELS and self.pitch * 2 * 2 + 8 <= 1020
 
     @property
     def tag(self) -> str:
         """Return what tells this geometry from others, for names."""
         pairs = (self.size, self.out, self.kernel, self.stride, self.padding, self.dilation)
-        return "_".join([str(self.channels), *("x".join(map(str, pair)) for pair in pairs)])
+        return "_".join([str(self.N), *("x".join(map(str, pair)) for pair in pairs)])
 
 
 FILL_PLANE = MicroKernel(
@@ -85,7 +75,7 @@ DSOPT_UNUSED static void dsopt_fill_plane(int16_t *plane, int32_t value, int32_t
 
 def plane_kernel(g: Planes) -> MicroKernel:
     """Return the function that widens one channel of an image with channels last into the inside of the plane."""
-    (H, W), C = g.size, g.inputs
+    (H, W), C = g.size, g.C
     body = f"""    for (int32_t i = 0; i < {H}; ++i) {{
         for (int32_t j = 0; j < {W}; ++j) {{
             plane[i * {g.pitch} + j] = x[(i * {W} + j) * {C}];
@@ -138,7 +128,7 @@ def _portable(g: Planes, store: Store) -> str:
                     sum += x[a * {g.dilation[0] * g.pitch} + b * {g.dilation[1]}] * weights[a * {KW} + b];
                 }}
             }}
-            y[(i * {OW} + j) * {g.channels}] = (int8_t){store.portable("sum", "finish[1]")};
+            y[(i * {OW} + j) * {g.N}] = (int8_t){store.portable("sum", "finish[1]")};
         }}
     }}"""
 
@@ -149,7 +139,7 @@ _WEIGHTS = (("r3", "r4"), ("r5", "r6"), ("r7", "r8"))
 
 def _assembly(g: Planes, store: Store) -> list[str]:
     """r0: plane, r1: scale, r2: y, lr: bias; the stack holds what rounding adds, the shift, the end of the row, and rows left."""
-    stride, C, (OH, OW) = g.stride[0], g.channels, g.out
+    stride, C, (OH, OW) = g.stride[0], g.N, g.out
     step, pairs = 4 * stride, OW // 2
     lines = ["push {r4-r11, lr}", "sub sp, #16"]
     for first, second in _WEIGHTS:

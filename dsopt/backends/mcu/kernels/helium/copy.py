@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
+from dsopt.backends.mcu.kernels.assembly import MOST_DISTANCE, MOST_OFFSET, MVE, micro_kernel
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES
 from dsopt.backends.tir.program import MicroKernel
 from dsopt.backends.tir.registry import UnsuitedError
@@ -60,13 +60,10 @@ DSOPT_UNUSED static void dsopt_fill_columns(int8_t *target, int32_t value, int32
 """,
 )
 
-_MOST_DISTANCE = 4095
-_MOST_OFFSET = 127
-
 
 def spread_kernel(source_step: int, target_step: int) -> MicroKernel:
     """Return the function that copies `count` single bytes between places that are a fixed distance apart."""
-    if 8 * max(source_step, target_step) > _MOST_DISTANCE:
+    if 8 * max(source_step, target_step) > MOST_DISTANCE:
         raise UnsuitedError(f"its rows have {target_step} values of a column")
     body = f"""    for (int32_t i = 0; i < count; ++i) {{
         target[i * {target_step}] = source[i * {source_step}];
@@ -85,7 +82,7 @@ def blocks_kernel(size: int, target_step: int) -> MicroKernel:
     """Return the function that copies `count` blocks of `size` bytes, one behind the other, to places `target_step` apart."""
     whole, tail = divmod(size, BYTES)
     forward = target_step - whole * BYTES
-    if forward > _MOST_DISTANCE:
+    if forward > MOST_DISTANCE:
         raise UnsuitedError(f"its rows have {target_step} values of a column")
     body = f"""    for (int32_t i = 0; i < count; ++i) {{
         for (int32_t c = 0; c < {size}; ++c) {{
@@ -95,7 +92,7 @@ def blocks_kernel(size: int, target_step: int) -> MicroKernel:
     moves = ["vldrb.u8 q0, [r1], #16", "vstrb.8 q0, [r0], #16"] * whole
     if tail:
         moves += ["vpstt", "vldrbt.u8 q0, [r1]", "vstrbt.8 q0, [r0]", f"adds r1, #{tail}", f"addw r0, r0, #{forward}"]
-    elif BYTES + forward <= _MOST_OFFSET:
+    elif BYTES + forward <= MOST_OFFSET:
         moves[-1] = f"vstrb.8 q0, [r0], #{BYTES + forward}"
     elif forward:
         moves += [f"addw r0, r0, #{forward}"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel, to_word
+from dsopt.backends.mcu.kernels.assembly import MOST_DISTANCE, MVE, micro_kernel, to_word
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, clamp, scaled_alike
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights, word_of_bytes, words
@@ -19,7 +19,6 @@ from dsopt.backends.tir.program import MicroKernel
 
 TAPS = 4
 """The most taps in a direction, and the bytes of a column."""
-_MOST_DISTANCE = 4095
 _MOST_OFFSET = (1 << 16) - 1
 
 
@@ -67,7 +66,7 @@ class Lines:
     @property
     def is_fast(self) -> bool:
         """Return whether the kernels here take it."""
-        near = max(4 * self.y_step[1], 8 * self.x_step[1], self.columns * TAPS) <= _MOST_DISTANCE
+        near = max(4 * self.y_step[1], 8 * self.x_step[1], self.columns * TAPS) <= MOST_DISTANCE
         return max(self.kernel) <= TAPS and 4 * self.stride[1] <= 127 and near and 7 * self.x_step[1] <= _MOST_OFFSET
 
     @property
@@ -136,7 +135,7 @@ def _moved(register: str, distance: int) -> list[str]:
     if distance == 0:
         return []
     operation = "add" if distance > 0 else "sub"
-    if abs(distance) <= _MOST_DISTANCE:
+    if abs(distance) <= MOST_DISTANCE:
         return [f"{operation}w {register}, {register}, #{abs(distance)}"]
     return [*to_word("r12", abs(distance)), f"{operation} {register}, {register}, r12"]
 

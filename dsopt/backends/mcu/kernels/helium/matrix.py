@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsopt.backends.mcu.kernels.assembly import MVE, micro_kernel
+from dsopt.backends.mcu.kernels.assembly import MOST_DISTANCE, MOST_OFFSET, MVE, micro_kernel
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES, finished, load_quad, load_weights, quads, vector_words
 from dsopt.backends.mcu.kernels.store import Addition, Store
 from dsopt.backends.mcu.kernels.stream import Array, Weights
@@ -27,10 +27,6 @@ INSTRUCTIONS = {2: 8, 3: 11}
 
 _WIDEST_TURN = 6
 """Steps in a turn of the loop over one run."""
-_MOST_DISTANCE = 4095
-_MOST_OFFSET = 127
-"""Bytes that an address may be moved by: in `add`, and in a load."""
-
 _INPUTS = ("r9", "r11", "r12")
 _SUMS = (("r0", "r2", "r4"), ("r6", "r8", "r10"))
 _PLACES = ("r1", "r3", "r5")
@@ -76,8 +72,8 @@ def conv_kernel(
     style: Style = BALANCED,
 ) -> MicroKernel:
     """Return the function for up to `most` pixels, 2 or 3. N: channels, a multiple of 4, and the distance of results."""
-    if max(N, runs.step, abs(runs.pitch - runs.steps * BYTES)) > _MOST_DISTANCE:
-        raise UnsuitedError(f"its rows or pixels are more than {_MOST_DISTANCE} bytes apart")
+    if max(N, runs.step, abs(runs.pitch - runs.steps * BYTES)) > MOST_DISTANCE:
+        raise UnsuitedError(f"its rows or pixels are more than {MOST_DISTANCE} bytes apart")
     if bits == 4 and runs.vectors > style.straight_steps and (runs.rows > 1 or runs.tail or runs.steps % 2):
         raise UnsuitedError("its weights of 4 bits are not read in pairs of vectors")
     assert N % LANES == 0
@@ -194,12 +190,12 @@ def _assembly(
 def _offsets(runs: Runs, style: Style) -> bool:
     """Return whether all inputs of a pixel are within reach of one address, which is then `_middle` behind the first."""
     last = (runs.rows - 1) * runs.pitch + (runs.steps - 1) * BYTES
-    return runs.vectors <= style.straight_steps and last <= 2 * _MOST_OFFSET
+    return runs.vectors <= style.straight_steps and last <= 2 * MOST_OFFSET
 
 
 def _middle(runs: Runs) -> int:
     last = (runs.rows - 1) * runs.pitch + (runs.steps - 1) * BYTES
-    return max(0, last - _MOST_OFFSET)
+    return max(0, last - MOST_OFFSET)
 
 
 def _pass(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
