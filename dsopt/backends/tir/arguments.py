@@ -1,4 +1,4 @@
-"""Arguments and results of graph nodes as lowerings take them: names, dtypes, defaults filled in, shapes without data."""
+"""Arguments and results of graph nodes as lowerings take them: names, dtypes, shapes without data."""
 
 from __future__ import annotations
 
@@ -44,20 +44,6 @@ def buffers_of(value: Any) -> list[Buffer]:
     if isinstance(value, (tuple, list)):
         return [each for each in value if isinstance(each, Buffer)]
     return [value] if isinstance(value, Buffer) else []
-
-
-def bind_arguments(node: fx.Node) -> list[Any]:
-    """Return a call's arguments in the order of the operator's schema, with defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    bound: list[Any] = []
-    for number, argument in enumerate(schema.arguments):
-        if number < len(node.args):
-            bound.append(node.args[number])
-        else:
-            bound.append(
-                node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
-            )
-    return bound
 
 
 def nearest(name: str) -> str:

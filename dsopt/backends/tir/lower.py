@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dsopt.backends.base import Blocker
 from dsopt.backends.tir import ops  # noqa: F401  registers the lowerings
-from dsopt.backends.tir.arguments import bind_arguments, buffers_of, free_name, nearest, on_meta, tir_dtype
+from dsopt.backends.tir.arguments import buffers_of, free_name, nearest, on_meta, tir_dtype
 from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.decompose import decompose
 from dsopt.backends.tir.labels import label
@@ -24,6 +24,7 @@ from dsopt.backends.tir.program import Buffer, BufferKind, Grid, Kernel, LoopPro
 from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, RefusedError, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import element
 from dsopt.ir import Program
+from dsopt.ir.torch_private import named_arguments
 
 
 def lower(program: Program, special: Mapping[str, Lowering] | None = None, integer_ports: bool = False) -> LoopProgram:
@@ -263,7 +264,7 @@ class _Lowerer:
         outputs = value if isinstance(value, (tuple, list)) else [value]
         if not any(isinstance(each, torch.Tensor) for each in outputs) and value is not None:
             raise RefusedError(f"the value of {name} is not known when compiling", "fix the varying dims with --dim")
-        arguments = [self._argument(each) for each in bind_arguments(node)]
+        arguments = [self._argument(each) for each in named_arguments(node).values()]
         self._current, self._why = node, ""
         typed = [self._typed(each) if isinstance(each, torch.Tensor) else None for each in outputs]
         context = Context(self, name, self._label(node), typed, isinstance(value, (tuple, list)))
