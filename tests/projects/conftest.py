@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ def build(tmp_path: Path) -> Build:
 
 
 def run(folder: Path, *command: str) -> str:
-    """Run a command and return what it prints; its status must be 0."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    """Run a command as a user's shell would, even where `make` runs these tests, and return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
