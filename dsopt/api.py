@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from dsopt.frontend.spec import ModelSpec
 
 Progress = Callable[[int, int, str], None]
+IOS = ("float", "int8")
+OPTIMIZED_FOR = ("speed", "balanced", "ram", "flash")
 
 
 def _no_progress(done: int, total: int, what: str) -> None:
@@ -112,15 +114,14 @@ def build(
     compared with the quantised program, and not with the float one.  io: "int8" for microcontroller code that takes and gives the
     integers that it works with; running an artifact from Python takes and gives real numbers either way.  optimize: what
     code for a microcontroller is made for; "ram" runs first layers patch by patch, at the price of up to half the products again.
-    Raises UnsupportedOpError with all blockers, PassError, BudgetError, ToolchainError, and CheckError where the emitted code
-    disagrees with the program, or misses the gate.
+    Raises UsageError for options that the target or the program has no use for, UnsupportedOpError with all blockers, PassError,
+    BudgetError, ToolchainError, and CheckError where the emitted code disagrees with the program, or misses the gate.
     """
     target = parse_target(target) if isinstance(target, str) else target
+    _check_options(target, io, optimize)
     backend = load_backend(target)
     _check_program(program, target, backend)
     pipeline = _pipeline(backend, target, passes)
-    if io == "int8" and target.kind != "mcu":
-        raise UsageError("DS0308", f"{target.name} has no ports of integers", fix="leave --io out, or compile for mcu")
     options = EmitOptions(name, seed, progress, io == "int8", optimize)
     samples = None if data is None else read_samples(program, data, gate.labels if gate else LABELS)
     job = Job(program, target, backend, samples, calibration_samples, options, tolerance, dump)
@@ -146,6 +147,18 @@ def _finished(job: Job, draft: Draft, pipeline: Sequence[Pass], verdict: Verdict
     return Build(
         replace(draft.artifact, manifest=manifest, files=files), draft.program, draft.records, draft.agreement, verdict
     )
+
+
+def _check_options(target: Target, io: str, optimize: str) -> None:
+    """Refuse what the target would ignore, and what there is not."""
+    for name, value, usual, known in (("io", io, "float", IOS), ("optimize", optimize, "balanced", OPTIMIZED_FOR)):
+        if value not in known:
+            raise UsageError("DS0308", f"unknown {name} {value!r}", fix="known: " + ", ".join(known))
+        if value != usual and target.kind != "mcu":
+            raise UsageError(
+                "DS0308", f"{name} {value!r} is for microcontrollers, and the target is {target.name}",
+                fix=f"leave --{name} out (in Python {name}=), or compile for mcu:...",
+            )  # fmt: skip
 
 
 def _check_program(program: Program, target: Target, backend: Backend) -> None:

@@ -222,3 +222,19 @@ def test_an_unknown_target_is_answered_with_the_known_ones(target: str, conv_pro
     with pytest.raises(UsageError, match=r"known|use sm_") as caught:
         dsopt.compile(conv_program, target)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("cpu", {"io": "int8"}, "io 'int8' is for microcontrollers, and the target is cpu"),
+        ("cuda", {"optimize": "ram"}, "optimize 'ram' is for microcontrollers, and the target is cuda"),
+        ("mcu:cortex-m4", {"optimize": "size"}, "unknown optimize 'size'"),
+        ("mcu:cortex-m4", {"io": "int16"}, "unknown io 'int16'"),
+        ("mcu:cortex-m4", {"io": "int8"}, "io 'int8' is for quantised models, and this one computes in floats"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(target: str, options: dict[str, Any], message: str) -> None:
+    program = dsopt.capture(nn.Linear(4, 2).eval(), (torch.ones(1, 4),))
+    with pytest.raises(UsageError, match=f"DS0308: {message}"):
+        dsopt.compile(program, target, **options)

@@ -13,7 +13,7 @@ from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
 from dsopt.cli.limits import choose_target, limiting
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
-from dsopt.cli.strict import refuse_fallbacks
+from dsopt.cli.strict import refuse_fallbacks, refuse_strict
 from dsopt.errors import CheckError, UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def command(
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", name):
         raise UsageError("DS0909", f"--name {name!r} is no C identifier", fix="Use letters, digits and underscores.")
     chosen = choose_target(target, board, boards, ram, flash, instructions)
+    if strict:
+        refuse_strict(chosen)
     gate = make_gate(metric, max_drop, fallback, labels)
     place = output or default_output(model, chosen.name)
     with console.bars() as progress:

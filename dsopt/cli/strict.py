@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsopt.errors import CheckError
+from dsopt.errors import CheckError, UsageError
 
 if TYPE_CHECKING:
     from dsopt.api import Build
+    from dsopt.target import Target
+
+
+def refuse_strict(target: Target) -> None:
+    """Raise UsageError for a target whose artifacts do not say how layers are written, so that nothing could be refused."""
+    if target.kind != "mcu":
+        raise UsageError(
+            "DS0308", f"--strict judges the layers of a microcontroller, and the target is {target.name}",
+            fix="leave it out, or compile for mcu:...; --fail-on skip fails if a pass left something alone",
+        )  # fmt: skip
 
 
 def refuse_fallbacks(build: Build) -> None:

@@ -103,3 +103,28 @@ def test_what_the_quantiser_left_alone_is_listed_with_its_reason(run: Run, data:
     text = run("compile", "tests.cli.models:half_integer", "-t", "mcu:cortex-m4", *QUANTISED, "--strict", code=1).stderr
     assert "DS0923: " in text
     assert "floating point, because " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-t", "cpu", "--strict"), "--strict judges the layers of a microcontroller, and the target is cpu"),
+        (("-t", "cuda", "--strict"), "--strict judges the layers of a microcontroller, and the target is cuda"),
+        (("-t", "cpu", "--optimize", "ram"), "optimize 'ram' is for microcontrollers, and the target is cpu"),
+        (("-t", "cuda:sm_90", "--optimize", "speed"), "optimize 'speed' is for microcontrollers, and the target is cuda:sm_90"),
+        (("-t", "cpu", "--io", "int8"), "io 'int8' is for microcontrollers, and the target is cpu"),
+        (("-t", "mcu:cortex-m4", "--io", "int8"), "io 'int8' is for quantised models, and this one computes in floats"),
+    ],
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    text = run(*NET, *arguments, "-o", "out", code=2).stderr
+    assert f"dsopt: DS0308: {message}" in text
+    assert "  do: " in text
+    assert not Path("out").exists()
+
+
+def test_ports_of_integers_are_refused_where_both_ends_compute_in_floats(run: Run, data: None) -> None:
+    keep = "quantize{keep=features.0|head}"
+    arguments = ("--passes", f"...,{keep}", "--data", "x.npz", "--io", "int8", "-o", "out")
+    text = run(*M4, *arguments, code=2).stderr
+    assert "DS0308: io 'int8' would change nothing: x, output are computed with in floating point" in text

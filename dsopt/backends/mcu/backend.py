@@ -16,6 +16,7 @@ from dsopt.backends.mcu.header import Interface
 from dsopt.backends.mcu.layers import add_traces, layer_rows
 from dsopt.backends.mcu.pipeline import pipeline
 from dsopt.backends.mcu.place import Placement, place
+from dsopt.backends.tir.ports import refuse_float_ports
 from dsopt.errors import BudgetError, ToolchainError
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import Pass, PassManager, parse_pipeline
@@ -49,11 +50,13 @@ class McuBackend:
 
         Where the values of whole layers do not fit into RAM, the first layers run patch by patch, if that helps.
 
-        Raises UnsupportedOpError; BudgetError before any C is written if the values cannot fit, and after linking if code and
-        stack do not; ToolchainError without a compiler.
+        Raises UnsupportedOpError; UsageError if ports of integers are asked for and none can be; BudgetError before any C is
+        written if the values cannot fit, and after linking if code and stack do not; ToolchainError without a compiler.
         """
         assert isinstance(target, McuTarget)
         refuse(self.unsupported(program, target), target)
+        if options.integer_ports:
+            refuse_float_ports(program)
         try:
             whole = self._emit(program, target, options)
         except BudgetError as problem:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from dsopt.backends.tir.program import Grid
+from dsopt.errors import UsageError
 from dsopt.ir import Program
 
 _QUANTIZE, _DEQUANTIZE = torch.ops.dsopt.quantize.default, torch.ops.dsopt.dequantize.default
@@ -47,3 +48,22 @@ def integer_outputs(program: Program) -> dict[fx.Node, Grid]:
             low, high = _BOUNDS[program.dtype(source)]
             found[node] = Grid(float(node.args[1]), int(node.args[2]), low, high)  # type: ignore[arg-type]
     return found
+
+
+def refuse_float_ports(program: Program) -> None:
+    """Raise UsageError if ports of integers would change nothing: there are real numbers at the borders, and all of them have to stay."""
+    ports = [*program.inputs, *program.outputs]
+    names = [spec.name for spec in (*program.signature.inputs, *program.signature.outputs)]
+    floats = [name for name, node in zip(names, ports, strict=True) if program.dtype(node).is_floating_point]
+    if not floats or integer_inputs(program) or integer_outputs(program):
+        return
+    if any(node.target in (_QUANTIZE, _DEQUANTIZE) for node in program.graph.nodes):
+        raise UsageError(
+            "DS0308", f"io 'int8' would change nothing: {', '.join(floats)} are computed with in floating point",
+            why="an input becomes integers if all that reads it rounds it to one grid, an output if it is read off a grid",
+            fix="quantise the first and the last layers, too (--strict lists what stays in floats), or leave --io out",
+        )  # fmt: skip
+    raise UsageError(
+        "DS0308", "io 'int8' is for quantised models, and this one computes in floats",
+        fix='quantise it with --passes "...,quantize" --data SAMPLES.npz (in Python passes="...,quantize", data=), or leave --io out',
+    )  # fmt: skip
