@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsopt.accuracy.gate import Gate, pass_gate
-from dsopt.accuracy.job import Draft, Job
+from dsopt.accuracy.job import QUANTISING, Draft, Job
 from dsopt.accuracy.judge import Verdict
 from dsopt.accuracy.samples import CALIBRATION_SAMPLES, LABELS, read_samples
 from dsopt.artifact import Artifact
@@ -124,6 +124,8 @@ def build(
     pipeline = _pipeline(backend, target, passes)
     options = EmitOptions(name, seed, progress, io == "int8", optimize)
     samples = None if data is None else read_samples(program, data, gate.labels if gate else LABELS)
+    if samples is not None and any(each.name in QUANTISING for each in pipeline):
+        samples.refuse_nan()
     job = Job(program, target, backend, samples, calibration_samples, options, tolerance, dump)
     if gate is None:
         return _finished(job, job.compile(pipeline), pipeline)

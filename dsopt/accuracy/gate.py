@@ -13,10 +13,12 @@ import numpy.typing as npt
 from dsopt.accuracy.job import Draft, Job, prepared_twin
 from dsopt.accuracy.judge import Verdict, failed, reference_values, run_code, run_program
 from dsopt.accuracy.metrics import Function, Metric, find_metric
+from dsopt.accuracy.reference import is_rounded, reference_program
 from dsopt.accuracy.samples import LABELS, Samples
 from dsopt.accuracy.search import FALLBACKS, candidates
 from dsopt.accuracy.sensitivity import LayerSensitivity, sensitivities
 from dsopt.errors import UsageError
+from dsopt.ir import Program
 from dsopt.passes.base import Pass, PassManager
 
 Array = npt.NDArray[Any]
@@ -31,12 +33,15 @@ class Gate:
 
     max_drop: largest drop against the float model, in points, or in percent for errors; infinite: judge, and never fail.
     fallback: how far layers may be raised: "none", "int16" or "float".  labels: the array of the data that holds the labels.
+    reference: the float model, where the program to be compiled was quantised before (by training, or by another tool); it takes
+    the same inputs.
     """
 
     max_drop: float = math.inf
     metric: str | Function | Metric | None = None
     fallback: str = "int16"
     labels: str = LABELS
+    reference: Program | None = None
 
     def __post_init__(self) -> None:
         """Refuse what means nothing. Raises UsageError."""
@@ -73,7 +78,9 @@ class _Referee:
         self.job, self.gate, self.samples = job, gate, samples
         self.calibration, self.chosen = samples.split(job.calibration_samples, job.options.seed)
         self.feeds = samples.feeds(self.chosen)
-        outputs = run_program(job.program, self.feeds, job.options.progress, "judging the float model")
+        against = reference_program(job.program, gate.reference, math.isfinite(gate.max_drop))
+        self.against = "the quantised program" if is_rounded(against) else "float"
+        outputs = run_program(against, self.feeds, job.options.progress, "judging the float model")
         self.metric = find_metric(_default_metric(samples, outputs) if gate.metric is None else gate.metric)
         self.reference, self.float_value = reference_values(self.metric, samples, self.chosen, outputs)
 
@@ -94,6 +101,7 @@ class _Referee:
         return Verdict(
             self.metric.name, self.float_value, value, self.metric.drop(self.float_value, value), self.metric.drop_unit, self.gate.max_drop,
             len(self.chosen) * self.samples.rows, len(self.calibration), place, not np.intersect1d(self.calibration, self.chosen).size,
+            against=self.against,
         )  # fmt: skip
 
     def sensitivities(self, pipeline: Sequence[Pass], place: int) -> tuple[LayerSensitivity, ...]:

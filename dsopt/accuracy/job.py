@@ -32,7 +32,9 @@ from dsopt.target import Target
 
 _DSOPT = torch.ops.dsopt
 _CONVERSION = "fold-batch-norm,quantize-convert,remove-dead-code"
-_QUANTISING = ("quantize", "quantize-dynamic", "quantize-prepare")
+QUANTISING = ("quantize", "quantize-dynamic", "quantize-prepare")
+"""Passes that need samples, or whose samples must be numbers."""
+
 _CHECK_RUNS = 3
 _STATISTICS_SAMPLES = 64
 
@@ -111,7 +113,7 @@ class Job:
 
     def rewrite(self, pipeline: Sequence[Pass]) -> Rewritten:
         """Run the passes, convert what was only prepared, and let the backend lower what is quantised."""
-        first = next((n for n, each in enumerate(pipeline) if each.name in _QUANTISING), len(pipeline))
+        first = next((n for n, each in enumerate(pipeline) if each.name in QUANTISING), len(pipeline))
         context = self.context()
         change = until_last_change(pipeline[:first])
         meant, records = self.program, tuple[PassRecord, ...]()

@@ -31,6 +31,7 @@ class Verdict:
 
     is_held_out: whether none of the samples was calibrated on.
     kept: operators that the search left at a higher precision, with that precision.  layers: by sensitivity, where it was measured.
+    against: what it was compared with: float, or a program that was quantised before.
     """
 
     metric: str
@@ -45,6 +46,7 @@ class Verdict:
     is_held_out: bool = True
     kept: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerSensitivity, ...] = ()
+    against: str = "float"
 
     @property
     def passes(self) -> bool:
@@ -56,13 +58,13 @@ class Verdict:
         return {
             "metric": self.metric, "float": self.float_value, "quantised": self.value, "drop": _finite(self.drop),
             "drop_unit": self.unit, "max_drop": _finite(self.max_drop), "passes": self.passes, "samples": self.samples,
-            "place": self.place, "calibration_samples": self.calibration_samples, "held_out": self.is_held_out,
+            "against": self.against, "place": self.place, "calibration_samples": self.calibration_samples, "held_out": self.is_held_out,
             "kept": dict(self.kept), "layers": [each.as_dict() for each in self.layers],
         }  # fmt: skip
 
     def summary(self) -> str:
         """Say in a line how it came out."""
-        text = f"{self.metric} {self.value:.4g} against {self.float_value:.4g} in float on {self.samples} samples, by {self.place}"
+        text = f"{self.metric} {self.value:.4g} against {self.float_value:.4g} in {self.against} on {self.samples} samples, by {self.place}"
         text += "" if self.is_held_out else ", the ones it was calibrated on"
         allowed = f", {self.max_drop:g} allowed" if math.isfinite(self.max_drop) else ""
         count = len(self.kept)

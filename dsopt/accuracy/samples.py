@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsopt.errors import UsageError
+from dsopt.errors import InputError, UsageError
 from dsopt.feeds import Feed, read_npz, split_feeds
 from dsopt.ir import Program
 
@@ -72,6 +72,22 @@ class Samples:
             )
         result: Array = self.labels[indices]
         return result
+
+    def refuse_nan(self) -> None:
+        """Raise InputError naming the samples that hold NaN: whether they calibrate or not is for the seed to say, so all count."""
+        named = dict(self.arrays) if self.labels is None else {**self.arrays, "the labels": self.labels}
+        found = []
+        for name, array in named.items():
+            if np.issubdtype(array.dtype, np.floating):
+                places = np.flatnonzero(np.isnan(array).reshape(len(array), -1).any(1))
+                more = f" and {len(places) - 10:,} more" if len(places) > 10 else ""
+                if len(places):
+                    found.append(f"{name}: {', '.join(map(str, places[:10]))}{more} of {len(array):,}")
+        if found:
+            raise InputError(
+                "DS0351", "samples of the data hold NaN", where="\n".join(found),
+                fix="leave these samples out, or give them the value that your program would have",
+            )  # fmt: skip
 
     def split(self, calibration: int, seed: int) -> tuple[Array, Array]:
         """Return the samples to calibrate on, drawn by `seed`, and the ones to judge on: the rest, or all if there is no rest."""

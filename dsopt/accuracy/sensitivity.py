@@ -22,13 +22,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One operator. node: its name, which options such as keep=... take.  snr: of the outputs if it alone is rounded, in decibels."""
+    """One operator. node: its name, which options such as keep=... take.  snr: of the outputs if it alone is rounded, in decibels.
+
+    weight_bits, result_bits: of its weights and its results; 0 where it has none that are rounded.
+    """
 
     node: str
     layer: str
     op: str
     source: str
     snr: float
+    weight_bits: int = 0
+    result_bits: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -61,10 +66,21 @@ def sensitivities(
         got = _outputs(prepared, inputs, [node for node in fakes if node not in left])
         snr = min((signal_to_noise(a, b) for a, b in zip(got, wanted, strict=True)), default=200.0)
         node = nodes.get(name, rounded[0])
-        found.append(
-            LayerSensitivity(name, prepared.layer(node), str(node.target), prepared.source(node), round(snr, 2))
-        )
+        bits = (_bits(prepared, rounded, True), _bits(prepared, rounded, False))
+        where = (prepared.layer(node), str(node.target), prepared.source(node))
+        found.append(LayerSensitivity(name, *where, round(snr, 2), *bits))
     return tuple(sorted(found, key=lambda each: (each.snr, each.node)))
+
+
+def _bits(prepared: Program, fakes: Sequence[fx.Node], of_weights: bool) -> int:
+    """Return the fewest bits of an operator's weights, or of its results; 0 if it has none."""
+    found = []
+    for node in fakes:
+        value: Any = node.args[0]
+        if (prepared.weight(value) is not None) == of_weights:
+            low, high = node.args[5:7]
+            found.append((int(high) - int(low)).bit_length())  # type: ignore[arg-type]
+    return min(found, default=0)
 
 
 def _outputs(

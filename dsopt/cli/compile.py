@@ -12,7 +12,7 @@ import click
 from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
 from dsopt.cli.limits import choose_target, limiting
 from dsopt.cli.options import reading_models, speaking
-from dsopt.cli.output import Output, pairs, table
+from dsopt.cli.output import Output, pairs, shortened, table
 from dsopt.cli.strict import refuse_fallbacks, refuse_strict
 from dsopt.errors import CheckError, UsageError
 
@@ -70,7 +70,7 @@ def command(
     console: Output, model: str, target: str | None, board: str | None, boards: tuple[Path, ...], ram: str | None,
     flash: str | None, instructions: str | None, strict: bool, passes: str | None, data: Path | None,
     tolerance: float, name: str, seed: int, explain: bool, dump: Path | None, fail_on: tuple[str, ...],
-    metric: str | None, max_drop: float | None, fallback: str, labels: str | None, calibration_samples: int,
+    metric: str | None, max_drop: float | None, fallback: str, labels: str | None, reference: str | None, calibration_samples: int,
     io: Literal["float", "int8"], optimize: Literal["speed", "balanced", "ram", "flash"], input: tuple[str, ...],
     dim: dict[str, int], trust_pickle: bool, output: Path | None,
 ) -> None:  # fmt: skip
@@ -86,7 +86,7 @@ def command(
     chosen = choose_target(target, board, boards, ram, flash, instructions)
     if strict:
         refuse_strict(chosen)
-    gate = make_gate(metric, max_drop, fallback, labels)
+    gate = make_gate(metric, max_drop, fallback, labels, reference, trust_pickle)
     place = output or default_output(model, chosen.name)
     with console.bars() as progress:
         program = api.load_model(model, input, dim, trust_pickle)
@@ -152,7 +152,8 @@ def _document(build: Build, place: Path) -> dict[str, Any]:
 
 def _text(build: Build, place: Path, explain: bool) -> str:
     rows = [
-        (record.name, len(record.changes), len(record.skips), _change(record.nodes), _change(record.weight_bytes), f"{record.seconds:.2f}")
+        (shortened(record.name), len(record.changes), len(record.skips),
+         _change(record.nodes), _change(record.weight_bytes), f"{record.seconds:.2f}")
         for record in build.records
     ]  # fmt: skip
     text = table(["pass", "changes", "skips", "nodes", "weight bytes", "seconds"], rows)

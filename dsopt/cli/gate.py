@@ -20,8 +20,11 @@ _FALLBACKS = ("none", "int16", "float")
 
 
 def judging(function: Function) -> Function:
-    """Add --metric, --max-drop, --fallback, --labels and --calibration-samples."""
+    """Add --metric, --max-drop, --fallback, --reference, --labels and --calibration-samples."""
     for option in (
+        click.option(
+            "--reference", metavar="MODEL", help="The float model to compare with, where the given one was quantised before.",
+        ),
         click.option(
             "--calibration-samples", type=click.IntRange(1), default=100, show_default=True,
             help="How many samples of --data calibrate, drawn by --seed; the rest are judged.",
@@ -43,16 +46,20 @@ def judging(function: Function) -> Function:
     return function
 
 
-def make_gate(metric: str | None, max_drop: float | None, fallback: str, labels: str | None) -> Gate | None:
+def make_gate(
+    metric: str | None, max_drop: float | None, fallback: str, labels: str | None, reference: str | None, trust_pickle: bool
+) -> Gate | None:  # fmt: skip
     """Return the gate that was asked for; None if nothing asks for one. Without a largest drop it judges, and never fails."""
+    from dsopt import api
     from dsopt.accuracy.gate import Gate
     from dsopt.accuracy.metrics import find_metric
     from dsopt.accuracy.samples import LABELS
 
-    if metric is None and max_drop is None and labels is None:
+    if metric is None and max_drop is None and labels is None and reference is None:
         return None
     found = None if metric is None else find_metric(metric)  # an unknown one is refused before any work
-    return Gate(float("inf") if max_drop is None else max_drop, found, fallback, labels or LABELS)
+    against = None if reference is None else api.load_model(reference, trust_pickle=trust_pickle)
+    return Gate(float("inf") if max_drop is None else max_drop, found, fallback, labels or LABELS, against)
 
 
 def notes_text(records: tuple[PassRecord, ...]) -> str:

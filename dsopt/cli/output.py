@@ -133,6 +133,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shortened(text: str, width: int = 60) -> str:
+    """Return a text that fits a column: cut after `width` characters, with dots for the rest."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
 def pairs(items: Sequence[tuple[str, Any]]) -> str:
     """Return "name  value" lines; items without a value are left out."""
     kept = [(name, _cell(value)) for name, value in items if value not in (None, "")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,14 @@ def command(
 
     with console.bars() as progress, load(artifact, threads=threads) as session:
         feeds = read_feeds(session, inputs, dim, seed)
+        _note_nan(console, "input", feeds)
         results: list[dict[str, Array]] = []
         for start in range(0, len(feeds), _RUNS_AT_ONCE):
             progress(start, len(feeds), "running")
             results += session.run_many(feeds[start : start + _RUNS_AT_ONCE])
         names = [spec.name for spec in session.outputs]
+    if not any(_nan_counts(feeds).values()):
+        _note_nan(console, "output", results)
     stacked = {name: _joined([result[name] for result in results]) for name in names}
     if output is not None:
         _write(output, stacked)
@@ -71,6 +75,25 @@ def read_feeds(session: Session, inputs: str, dims: dict[str, int], seed: int) -
     if inputs == "random":
         return [example_feeds(session.inputs, session.dims, dims, seed)]
     return split_feeds(read_npz(inputs), session.artifact.manifest["inputs"])
+
+
+def _nan_counts(runs: Sequence[Mapping[str, Array]]) -> dict[str, int]:
+    """Return in how many runs an array holds NaN."""
+    import numpy as np
+
+    counts: dict[str, int] = {}
+    for run in runs:
+        for name, array in run.items():
+            if np.issubdtype(array.dtype, np.floating):
+                counts[name] = counts.get(name, 0) + int(np.isnan(array).any())
+    return counts
+
+
+def _note_nan(console: Output, what: str, runs: Sequence[Mapping[str, Array]]) -> None:
+    """Say which inputs or outputs are no numbers: integer code has none for NaN, and gives results all the same."""
+    for name, count in _nan_counts(runs).items():
+        if count:
+            console.note(f"{what} {name} holds NaN in {count:,} of {len(runs):,} runs")
 
 
 def _joined(arrays: list[Array]) -> Array:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dsopt import Gate, api
+from dsopt import Gate, PassContext, PassManager, api, parse_pipeline
 from dsopt.accuracy.metrics import METRICS
 from dsopt.errors import CheckError, UsageError
 from dsopt.ir import Program
 from dsopt.runtime import Session
-from tests.accuracy.nets import layers, samples
+from tests.accuracy.nets import layers, samples, two
 
 FOUR_BITS = "...,quantize{weights=4}"
 JUDGED = [
@@ -173,3 +175,48 @@ def test_judging_on_the_calibration_samples_is_said() -> None:
     assert not verdict.is_held_out
     assert "the ones it was calibrated on" in verdict.summary()
     assert verdict.as_dict()["max_drop"] is None
+
+
+# ---- what was quantised before ----
+
+
+def quantised_before(outlier: float = 2.0) -> Program:
+    """Return a program whose 4-bit weights have lost much of what the float one could do."""
+    program = layers(outlier)
+    passes = parse_pipeline("quantize{weights=4}")
+    return PassManager(passes).run(program, PassContext(calibration=[{"x": torch.from_numpy(samples(50))}]))[0]
+
+
+def test_a_drop_of_a_program_that_was_quantised_before_is_told_from_its_float_model() -> None:
+    program, data = quantised_before(), labelled(layers(2.0))
+    with pytest.raises(CheckError) as caught:
+        api.build(program, "cpu", None, data, gate=Gate(2.0, reference=layers(2.0)))
+    assert caught.value.code == "DS0342"
+    build = api.build(program, "cpu", None, data, gate=Gate(90.0, reference=layers(2.0)))
+    assert build.verdict is not None
+    assert build.verdict.float_value == 100
+    judged = np.sort(np.random.default_rng(0).permutation(200)[100:])
+    got = program.run(torch.from_numpy(data["x"][judged]))[0].argmax(1).numpy()
+    assert build.verdict.drop == pytest.approx(100 - 100 * (got == data["labels"][judged]).mean(), abs=1.01)
+    assert build.verdict.drop > 5
+
+
+def test_a_quantised_program_is_no_reference_unless_it_is_given_as_one() -> None:
+    program, data = quantised_before(), labelled(layers(2.0))
+    with pytest.raises(UsageError) as caught:
+        api.build(program, "cpu", None, data, gate=Gate(2.0))
+    assert caught.value.code == "DS0348"
+    build = api.build(program, "cpu", None, data, gate=Gate(2.0, reference=program))
+    assert build.verdict is not None
+    assert "in the quantised program on 100 samples" in build.verdict.summary()
+    assert api.build(program, "cpu", None, data, gate=Gate()).verdict == replace(build.verdict, max_drop=math.inf)
+
+
+def test_a_reference_takes_what_the_program_takes() -> None:
+    data = labelled(layers(batch=1))
+    assert api.build(layers(batch=1), "cpu", None, data, gate=Gate(1.0, reference=layers())).verdict is not None
+    for reference in (layers(batch=1), two()):
+        with pytest.raises(UsageError) as caught:
+            api.build(layers(), "cpu", None, data, gate=Gate(1.0, reference=reference))
+        assert caught.value.code == "DS0349"
+    assert "it takes table (float32 [4, 3]) for nothing" in str(caught.value)

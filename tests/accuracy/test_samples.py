@@ -125,3 +125,29 @@ def test_data_that_does_not_fit_is_refused_with_the_reason(data: Any, message: s
 def test_more_labels_than_samples_of_a_fixed_batch_must_be_a_multiple() -> None:
     with pytest.raises(UsageError, match="DS0340: the data holds 4 samples and 5 labels"):
         read_samples(layers(batch=1), {"x": samples(4), "labels": np.arange(5)})
+
+
+@given(places=st.sets(st.integers(0, 39), min_size=1), in_labels=st.booleans())
+def test_samples_that_hold_nan_are_named_wherever_they_are(places: set[int], in_labels: bool) -> None:
+    x, labels = samples(40), np.zeros(40, np.float32)
+    read_samples(BATCHED, {"x": x, "labels": labels}).refuse_nan()
+    for place in places:
+        if in_labels:
+            labels[place] = np.nan
+        else:
+            x[place, place % 16] = np.nan
+    with pytest.raises(InputError) as caught:
+        read_samples(BATCHED, {"x": x, "labels": labels}).refuse_nan()
+    said = str(caught.value)
+    name = "the labels" if in_labels else "x"
+    assert f"{name}: {', '.join(str(place) for place in sorted(places)[:10])}" in said
+    assert (f"and {len(places) - 10} more of 40" in said) == (len(places) > 10)
+
+
+def test_one_sample_with_nan_is_found_though_it_is_not_drawn() -> None:
+    for place in (3, 150):
+        x = samples(200)
+        x[place, 0] = np.nan
+        with pytest.raises(InputError) as caught:
+            dsopt.compile(layers(), "cpu", "...,quantize", {"x": x}, calibration_samples=2)
+        assert caught.value.code == "DS0351"

@@ -17,7 +17,7 @@ from tests.accuracy.nets import layers, samples
 
 
 def _layers(count: int) -> list[LayerSensitivity]:
-    return [LayerSensitivity(f"n{number}", "", "op", "", float(number)) for number in range(count)]
+    return [LayerSensitivity(f"n{number}", "", "op", "", float(number), 4, 8) for number in range(count)]
 
 
 def _count(quantizer: Pass, option: str) -> int:
@@ -39,7 +39,7 @@ def test_the_least_sufficient_number_of_operators_is_found(count: int, needed: i
     assert found is not None
     assert found.options == {"int16": "|".join(f"n{number}" for number in range(needed))}
     assert found.kept == {f"n{number}": "16-bit results" for number in range(needed)}
-    assert len(tried) <= 2 + count.bit_length()
+    assert len(tried) <= 2 + count.bit_length() + 8
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,64 @@ def test_precisions_are_tried_from_the_cheapest_on(options: dict[str, Any], fall
     assert [option for option, _ in ladder(make_pass("quantize", options), fallback)] == steps
 
 
-def test_wider_weights_that_are_not_enough_alone_stay_below_wider_results() -> None:
-    def is_good(quantizer: Pass) -> bool:
-        return _count(quantizer, "int8") == 3 and _count(quantizer, "int16") >= 2
+@st.composite
+def _needs(draw: st.DrawFn) -> tuple[int, dict[str, frozenset[str]]]:
+    """Return a number of operators, and which of them must be raised by each option."""
+    count = draw(st.integers(1, 9))
+    names = st.frozensets(st.sampled_from([f"n{number}" for number in range(count)]))
+    return count, {option: draw(names) for option in ("int8", "int16", "keep")}
 
-    found = candidates(make_pass("quantize", {"weights": 4, "int16": "n0"}), _layers(3), "int16", is_good)
+
+@given(_needs())
+def test_operators_that_need_not_be_raised_are_not(case: tuple[int, dict[str, frozenset[str]]]) -> None:
+    """Of few operators every one that a step raises without need is found; float does what the other two would have done."""
+    count, needed = case
+
+    def is_good(quantizer: Pass) -> bool:
+        got = {option: set(str(getattr(quantizer, option)).split("|")) for option in needed}
+        floats = got["keep"]
+        return floats >= needed["keep"] and all(got[each] | floats >= needed[each] for each in ("int8", "int16"))
+
+    found = candidates(make_pass("quantize", {"weights": 4}), _layers(count), "float", is_good)
     assert found is not None
-    assert found.options == {"int8": "n0|n1|n2", "int16": "n0|n1"}
-    assert found.kept == {"n0": "16-bit results", "n1": "16-bit results", "n2": "8-bit weights"}
+    assert is_good(make_pass("quantize", {"weights": 4, **found.options}))
+    raised = {option: frozenset(str(found.options.get(option, "")).split("|")) - {""} for option in needed}
+    if needed["keep"]:
+        assert raised["keep"] == needed["keep"]
+    elif needed["int16"]:
+        assert raised["int16"] == needed["int16"]
+        assert not raised["keep"]
+    if needed["keep"] or needed["int16"]:
+        assert raised["int8"] == needed["int8"] - raised["keep"]
+        assert raised["int16"] == needed["int16"] - raised["keep"]
+
+
+def test_operators_are_raised_only_by_what_changes_them() -> None:
+    """Weights of 8 bits mean nothing to a sum, and results of 16 bits nothing where they are so already."""
+    seen: list[Pass] = []
+    layers_ = [
+        LayerSensitivity("sum", "", "add", "", 0.0, 0, 8),
+        LayerSensitivity("wide", "", "linear", "", 1.0, 4, 16),
+        LayerSensitivity("plain", "", "linear", "", 2.0, 4, 8),
+    ]
+
+    def is_good(quantizer: Pass) -> bool:
+        seen.append(quantizer)
+        return _count(quantizer, "int16") >= 2
+
+    found = candidates(make_pass("quantize", {"weights": 4}), layers_, "int16", is_good)
+    assert found is not None
+    assert found.kept == {"sum": "16-bit results", "plain": "16-bit results"}
+    assert {str(vars(each)["int8"]) for each in seen} <= {"", "wide", "wide|plain", "plain"}
+
+
+def test_both_precisions_of_an_operator_are_named() -> None:
+    def is_good(quantizer: Pass) -> bool:
+        return "n1" in vars(quantizer)["int8"] and "n1" in vars(quantizer)["int16"]
+
+    found = candidates(make_pass("quantize", {"weights": 4}), _layers(2), "int16", is_good)
+    assert found is not None
+    assert found.kept == {"n1": "8-bit weights, 16-bit results"}
 
 
 def test_what_the_user_raised_stays_raised() -> None:

@@ -184,3 +184,28 @@ def test_an_artifact_that_is_not_quantised_has_a_report_too(run: Run, artifact: 
     document = json.loads(run("report", artifact, "--json").stdout)
     assert document["rounded_values"] == 0
     assert "<svg" not in Path("report.html").read_text()
+
+
+def test_a_model_that_was_quantised_before_is_judged_against_its_float_model(
+    run: Run, run_json: Callable[..., Any], data: Path
+) -> None:
+    before = layers(2.0)
+    before.save("float.dsoptp")
+    context = dsopt.PassContext(calibration=[{"x": torch.from_numpy(samples(50))}])
+    passes = dsopt.PassManager(dsopt.parse_pipeline("quantize{weights=4}"))
+    passes.run(before, context)[0].save("quantised.dsoptp")
+    options = ("compile", "quantised.dsoptp", "-t", "cpu", "--data", "d.npz", "--max-drop")
+    assert "--reference MODEL" in run(*options, 1, "-o", "a", code=2).stderr
+    assert "DS0342" in run(*options, 1, "--reference", "float.dsoptp", "-o", "a", code=1).stderr
+    found = run_json(*options, 60, "--reference", "float.dsoptp", "-o", "a")["accuracy"]
+    assert (found["float"], found["against"]) == (100, "float")
+    assert 1 < found["drop"] <= 60
+
+
+def test_a_long_list_of_layers_does_not_break_the_table_of_passes(run: Run, data: Path) -> None:
+    names = "|".join(["first", "second", "third"] * 10)
+    passes = f"...,quantize{{weights=4,int8={names}}}"
+    text = run("compile", MODEL, "-t", "cpu", "--passes", passes, "--data", "d.npz", "-o", "a").stdout
+    rows = text[: text.index("\n\n")].splitlines()
+    assert max(map(len, rows)) < 130
+    assert "quantize{weights=4,int8=first|" in text

@@ -64,3 +64,13 @@ def test_a_truncated_artifact_is_refused(run: Run, artifact: Path) -> None:
     for length in (0, 10, len(content) // 2, len(content) - 1):
         Path("short.dsopt").write_bytes(content[:length])
         assert "truncated or altered" in run("run", "short.dsopt", code=2).stderr
+
+
+def test_inputs_that_are_no_numbers_are_noted(run: Run, run_json: Callable[..., Any], artifact: Path) -> None:
+    x = np.zeros((5, 4), np.float32)
+    np.savez("fine.npz", x=x)
+    x[2, 1] = np.nan
+    np.savez("x.npz", x=x)
+    assert "NaN" not in run("run", artifact, "--inputs", "fine.npz").stderr
+    assert "input x holds NaN in 1 of 1 runs" in run("run", artifact, "--inputs", "x.npz").stderr
+    assert run_json("run", artifact, "--inputs", "x.npz")["outputs"][0]["mean"] == "nan"
