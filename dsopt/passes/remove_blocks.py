@@ -1,61 +1,59 @@
-"""remove-blocks: whole residual blocks or transformer layers that do least leave the program.
-
-A block is found by what it computes: a sum x + f(x), where f(x) is made of x. Without the block, x passes. The sums that one module of
-the user's computes, such as the two of a transformer layer, go together.
-"""
+"""remove-blocks: whole residual blocks or transformer layers leave the program, those that do least or all but every k-th."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
 from dsopt.ir.interpret import evaluate
 from dsopt.passes.base import Pass, PassContext
-
-
-@dataclass(frozen=True)
-class Block:
-    """The sums of one module. shortcuts: each sum, and which of its operands passes without the block."""
-
-    name: str
-    shortcuts: tuple[tuple[fx.Node, int], ...]
+from dsopt.passes.blocks import Block, Layer, cut_layers, find_blocks, find_layers
 
 
 @dataclass(frozen=True)
 class RemoveBlocks(Pass):
-    """Remove the residual blocks or transformer layers that do least: add(x, f(x)) -> x.
+    """Remove residual blocks or transformer layers: add(x, f(x)) -> x.
 
-    count: how many blocks go, one after the other: always the one without which the outputs move least on the calibration data, the
-    blocks before it gone (Men et al. 2024, "ShortGPT", and Zhong et al. 2024, "BlockPruner", remove layers so).  keep: modules whose
-    blocks stay, as "layers.0|layers.11".
+    count: how many go, one after the other: always the one without which the outputs move least on the calibration data, the blocks
+    before it gone (Men et al. 2024, "ShortGPT", and Zhong et al. 2024, "BlockPruner", remove layers so).  every: keep the first layer
+    and each `every`-th after it instead; this needs no data.  keep: modules whose blocks stay, as "layers.0|layers.11".
+
+    What stands after the last sum in its module, such as the norm of a post-norm layer, goes with `every`, and stays with `count`.
     """
 
     name: ClassVar[str] = "remove-blocks"
     changes_outputs: ClassVar[bool] = True
     count: int = 1
     keep: str = ""
+    every: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or self.count < 1:
             raise ValueError(f"count is {self.count!r} and must be a whole number from 1 on")
+        if not isinstance(self.every, int) or self.every in (1, True) or self.every < 0:
+            raise ValueError(f"every is {self.every!r} and must be a whole number from 2 on, or 0 for count")
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
-        """Measure the blocks, and remove the one that does least, until `count` are gone."""
+        """Remove all layers but every k-th; or measure the blocks, and remove the one that does least, until `count` are gone."""
+        if self.every:
+            layers = find_layers(program)
+            if len(layers) < 2:
+                raise _too_few(f"every={self.every} needs layers", [layer.name for layer in layers])
+            remove_layers(
+                rewriter, [each for n, each in enumerate(layers) if n % self.every and not self._is_kept(each)]
+            )
+            return
         blocks = {block.name: block for block in find_blocks(program) if not self._is_kept(block)}
         if self.count > len(blocks):
-            raise UsageError(
-                "DS0375", f"count={self.count} blocks are to go, and the program has {len(blocks)}",
-                where=", ".join(blocks), why="a block is a sum x + f(x) whose f(x) is made of x, of the shape of x",
-                fix=f"ask for {len(blocks)} or fewer" if blocks else "prune channels instead",
-            )  # fmt: skip
+            raise _too_few(f"count={self.count} blocks are to go", list(blocks))
         batches = _batches(program, context)
         wanted = [_outputs(program, batch, {}) for batch in batches]
         gone: list[Block] = []
@@ -72,50 +70,23 @@ class RemoveBlocks(Pass):
                 node.replace_all_uses_with(node.args[place])  # type: ignore[arg-type]
         rewriter.erase_dead()
 
-    def _is_kept(self, block: Block) -> bool:
+    def _is_kept(self, block: Block | Layer) -> bool:
         return any(fnmatchcase(block.name, pattern.strip()) for pattern in self.keep.split("|"))
 
 
-def find_blocks(program: Program) -> tuple[Block, ...]:
-    """Return the blocks of a program in its order, under the names of the modules that compute the sums."""
-    ancestors = _ancestors(program.graph)
-    found: dict[str, list[tuple[fx.Node, int]]] = {}
-    for node in program.graph.nodes:
-        place = _shortcut(node, ancestors)
-        if place is not None:
-            found.setdefault(program.layer(node) or node.name, []).append((node, place))
-    return tuple(Block(name, tuple(shortcuts)) for name, shortcuts in found.items())
+def remove_layers(rewriter: Rewriter, layers: Sequence[Layer]) -> None:
+    """Remove layers of the rewriter's program, with all that is then dead."""
+    cut_layers(rewriter.program, layers)
+    rewriter.changes += [f"{layer.name} removed" for layer in layers]
+    rewriter.erase_dead()
 
 
-def _ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Return for each node all that it is made of, as bits: one for each place in the graph."""
-    bits: dict[fx.Node, int] = {}
-    for place, node in enumerate(graph.nodes):
-        own = 1 << place
-        for source in node.all_input_nodes:
-            own |= bits[source]
-        bits[node] = own
-    return bits
-
-
-def _shortcut(node: fx.Node, ancestors: Mapping[fx.Node, int]) -> int | None:
-    """Return which operand of a sum passes unchanged if the other goes; None if the node is no x + f(x)."""
-    if node.target is not torch.ops.aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
-        return None
-    if not all(isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor) for arg in node.args):
-        return None
-    a, b = node.args
-    for place, (short, long) in enumerate(((a, b), (b, a))):
-        assert isinstance(short, fx.Node)
-        assert isinstance(long, fx.Node)
-        same = short.meta["val"].shape == node.meta["val"].shape and short.meta["val"].dtype == node.meta["val"].dtype
-        if same and short.op == "call_function" and short is not long and _own_bit(ancestors, short) & ancestors[long]:
-            return place
-    return None
-
-
-def _own_bit(ancestors: Mapping[fx.Node, int], node: fx.Node) -> int:
-    return 1 << (ancestors[node].bit_length() - 1)
+def _too_few(wanted: str, names: Sequence[str]) -> UsageError:
+    return UsageError(
+        "DS0375", f"{wanted}, and the program has {len(names)}",
+        where=", ".join(names), why="a block is a sum x + f(x) whose f(x) is made of x, of the shape of x",
+        fix=f"ask for {len(names)} or fewer" if names else "prune channels instead",
+    )  # fmt: skip
 
 
 def _batches(program: Program, context: PassContext) -> list[tuple[Tensor, ...]]:

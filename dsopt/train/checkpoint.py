@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from torch import nn
 
 from dsopt.errors import ReadError, WriteError
 
@@ -56,3 +58,9 @@ def load_checkpoint(path: Path, signature: str) -> dict[str, Any] | None:
             fix="name another file, or delete this one to begin anew",
         )  # fmt: skip
     return content
+
+
+def digest(module: nn.Module) -> str:
+    """Return a short text that tells one set of weights' names and shapes from another."""
+    kinds = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in sorted(module.state_dict().items())]
+    return sha256("\n".join(kinds).encode()).hexdigest()[:12]

@@ -36,7 +36,8 @@ class Part(Protocol):
 class LoopOptions:
     """How to train. checkpoint: a file that is written after each epoch and every `checkpoint_steps`, and gone on from if it is there.
 
-    signature: what the training is, so that a checkpoint of another one is not taken.
+    signature: what the training is, so that a checkpoint of another one is not taken.  patience: how many epochs in a row may pass
+    without a better score before training ends early; 0 trains all of them.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class LoopOptions:
     checkpoint: Path | None = None
     checkpoint_steps: int = 0
     signature: str = ""
+    patience: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -101,7 +103,7 @@ class Loop:
             )
         schedule = cosine_schedule(self.optimizer, steps * self.options.epochs)
         place = self._resume(schedule, steps)
-        while place.epoch < self.options.epochs:
+        while place.epoch < self.options.epochs and not self._is_stale():
             with closing(self._batches(place.epoch)) as batches:
                 self._run_epoch(trained, batches, schedule, place, steps, progress)
             self._finish_epoch(place)
@@ -157,6 +159,14 @@ class Loop:
         self.optimizer.step()
         return value
 
+    def _is_stale(self) -> bool:
+        """Tell whether the last `patience` epochs were no better than the best before them."""
+        patience = self.options.patience
+        if not patience or self.best is None:
+            return False
+        reached = next(number for number, each in enumerate(self.history, start=1) if _equal(each.score, self.best[0]))
+        return len(self.history) - reached >= patience
+
     def _finish_epoch(self, place: _Place) -> None:
         self.processes.align(self.module)
         score = None
@@ -205,6 +215,10 @@ class Loop:
         self.history = [Epoch(int(number), float(loss), score) for number, loss, score in found["history"]]
         self.best = None if found["best"] is None else (found["best"][0], found["best"][1])
         return _Place(int(found["epoch"]), int(found["step"]), float(found["totals"][self.processes.rank]))
+
+
+def _equal(score: float | None, best: float) -> bool:
+    return score is not None and (score == best or (math.isnan(score) and math.isnan(best)))
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -11,10 +11,9 @@ For a loop of your own, the same in parts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,19 @@ from torch import Tensor, nn
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program
-from dsopt.ir.trainable import ProgramModule, flatten_call
+from dsopt.ir.trainable import ProgramModule
 from dsopt.passes.base import PassContext, PassManager, PassRecord, parse_pipeline
-from dsopt.train.data import mixed_seed, seeded, to_device
+from dsopt.train.checkpoint import digest
+from dsopt.train.data import call, mixed_seed, named_inputs, seeded, split_batch, to_device
 from dsopt.train.loop import Epoch, Loop, LoopOptions, Loss, Part
 from dsopt.train.observers import Observers
+from dsopt.train.optimizers import OptimizerFactory, make_optimizer, parameter_groups
 from dsopt.train.processes import Processes
 from dsopt.train.progress import Progress, progress_bar
 
 _FAKE = torch.ops.dsopt.fake_quantize.default
 _BEFORE = "canonicalize,fuse-attention"
 _AFTER = "fold-batch-norm,quantize-convert,remove-dead-code"
-
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""(groups: weights, biases and norms, scales) -> optimizer."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,15 @@ def qat(
     guide = (
         None if teacher is None else (teacher.module() if isinstance(teacher, Program) else teacher).to(where).eval()
     )
-    groups = _groups(prepared, module, weight_decay)
-    made = torch.optim.AdamW(groups, lr=learning_rate) if optimizer is None else optimizer(groups)
+    made = make_optimizer(_groups(prepared, module, weight_decay), learning_rate, optimizer)
     options = LoopOptions(
         epochs,
         seed,
         None if checkpoint is None else Path(checkpoint),
         checkpoint_steps,
-        f"qat{{{quantize}}} of weights {_digest(module)} by {type(made).__name__}, seed {seed}, {epochs} epochs, "
+        f"qat{{{quantize}}} of weights {digest(module)} by {type(made).__name__}, seed {seed}, {epochs} epochs, "
         f"rate {learning_rate:g}, decay {weight_decay:g}, observe {observe:g}, freeze_batch_norm {freeze_batch_norm:g}",
-        where,
+        device=where,
     )
 
     def before_step(done: int, total: int) -> None:
@@ -121,7 +118,7 @@ def qat(
             observers.apply()
 
     def step_loss(trained: nn.Module, batch: Any) -> Tensor:
-        inputs, target = _split(batch)
+        inputs, target = split_batch(batch)
         outputs = call(trained, inputs)
         if guide is None:
             return loss(outputs, target)
@@ -146,12 +143,6 @@ def qat(
     return QatResult(quantised, trained, tuple(loop.history), (*records, *more))
 
 
-def _digest(module: nn.Module) -> str:
-    """Return a short text that tells one set of weights' names and shapes from another."""
-    kinds = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in sorted(module.state_dict().items())]
-    return sha256("\n".join(kinds).encode()).hexdigest()[:12]
-
-
 def _check_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
@@ -174,7 +165,7 @@ def _prepared(
         return program, ()
     pipeline = parse_pipeline(f"{_BEFORE},quantize-prepare{{{options}}}")
     with seeded(mixed_seed(seed, -1), loader):
-        found = [to_device(_split(batch)[0], torch.device("cpu")) for batch in islice(loader, max(batches, 1))]
+        found = [to_device(split_batch(batch)[0], torch.device("cpu")) for batch in islice(loader, max(batches, 1))]
     if not found:
         raise UsageError("DS0366", "the loader gives no batch", fix="let it give (inputs, target)")
     # the program itself must be the same in all processes: grids that are no parameters are written into it
@@ -183,50 +174,16 @@ def _prepared(
 
 
 def _groups(prepared: Program, module: ProgramModule, weight_decay: float) -> list[dict[str, Any]]:
-    """Divide parameters: matrices and kernels decay; biases, norms and scales do not."""
     scales = {str(prepared.weight_name(node.args[1])) for node in prepared.graph.nodes if node.target is _FAKE}
-    parameters = {name: value for name, value in module.weights_by_name().items() if isinstance(value, nn.Parameter)}
-    decayed = [value for name, value in parameters.items() if value.dim() > 1 and name not in scales]
-    plain = [value for name, value in parameters.items() if value.dim() <= 1 and name not in scales]
-    steps = [value for name, value in parameters.items() if name in scales]
-    groups = [(decayed, weight_decay), (plain, 0.0), (steps, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    return parameter_groups(module.weights_by_name(), weight_decay, scales)
 
 
 # ---- data ----
 
 
-def _split(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise UsageError("DS0366", f"the loader gave a {type(batch).__name__}", fix="let it give (inputs, target)")
-    return batch[0], batch[1]
-
-
-def call(module: nn.Module, inputs: Any) -> Any:
-    """Call a module with a tensor, a tuple of arguments, or {argument: tensor}."""
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, (tuple, list)) else module(inputs)
-
-
-def named_inputs(program: Program, inputs: Any) -> dict[str, Tensor]:
-    """Return inputs as {flat name: tensor}. Raises UsageError where they do not fit the program."""
-    args: Sequence[Any] = (
-        () if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-    )
-    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    signature = program.signature
-    try:
-        return flatten_call(signature.input_tree, signature.argument_names, tuple(args), kwargs)
-    except TypeError as problem:
-        raise UsageError(
-            "DS0366", "the loader's inputs do not fit the program", why=str(problem), fix="let it give (inputs, target)"
-        ) from problem
-
-
 def _calls(loader: Iterable[Any], count: int, device: torch.device) -> Iterator[Callable[[ProgramModule], object]]:
     for batch in islice(loader, count):
-        inputs = to_device(_split(batch)[0], device)
+        inputs = to_device(split_batch(batch)[0], device)
         yield partial(_call_on, inputs)
 
 

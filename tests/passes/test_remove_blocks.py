@@ -10,7 +10,7 @@ from dsopt.errors import UsageError
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program
 from dsopt.passes.base import PassContext, PassManager, parse_pipeline
-from dsopt.passes.remove_blocks import find_blocks
+from dsopt.passes.blocks import find_blocks
 from models.gpt import gpt
 from models.resnet import BasicBlock, ResNet
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from dsopt.train import QatResult, qat
+from dsopt.train import DistillResult, QatResult, distill, qat
+from tests.train.encoders import captured, encoder_batches, seeded_encoder
 from tests.train.nets import StopError, net_program, pair_program, random_loader, stop_after
 
 
@@ -67,11 +69,25 @@ def _pair(folder: Path) -> QatResult:
     return result
 
 
+def _distilled(folder: Path, stop: int = 0) -> DistillResult:
+    """Train by a teacher, through a projection; stop in the middle and go on where `stop` says so."""
+    student = captured(seeded_encoder(0, layers=1, width=6, dropout=0.2))
+    teacher = captured(seeded_encoder(1, layers=2))
+    options: dict[str, Any] = {"epochs": 2, "hidden": 1.0, "attention": 1.0, "checkpoint": None}
+    if stop:
+        options |= {"checkpoint": folder / "distill.pt", "checkpoint_steps": 1}
+        with suppress(StopError):
+            distill(student, teacher, encoder_batches(), progress=stop_after(stop), **options)
+    return distill(student, teacher, encoder_batches(), **options)
+
+
 CASES: dict[str, Any] = {
     "whole": lambda folder: _net(random_loader(), freeze_batch_norm=0.8),
     "resumed": _resumed,
     "divided": lambda folder: _net(_divided()),
     "pair": _pair,
+    "distilled": _distilled,
+    "distilled-resumed": lambda folder: _distilled(folder, 3),
 }
 
 

@@ -47,7 +47,7 @@ def _read(folder: Path, name: str) -> tuple[Program, list[str]]:
     return Program.load(folder / f"{name}.dsopt"), (folder / f"{name}.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("case", ["whole", "resumed", "divided", "pair"])
+@pytest.mark.parametrize("case", ["whole", "resumed", "divided", "pair", "distilled"])
 def test_both_processes_end_with_the_same_program(trained: Path, case: str) -> None:
     (first, history), (second, other) = (_read(trained, f"{case}-{rank}") for rank in (0, 1))
     assert same_weights(first, second)
@@ -55,8 +55,9 @@ def test_both_processes_end_with_the_same_program(trained: Path, case: str) -> N
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_gone_on_with_is_the_same_as_never_stopped(trained: Path, rank: int) -> None:
-    (resumed, history), (whole, other) = (_read(trained, f"{case}-{rank}") for case in ("resumed", "whole"))
+@pytest.mark.parametrize("cases", [("resumed", "whole"), ("distilled-resumed", "distilled")])
+def test_gone_on_with_is_the_same_as_never_stopped(trained: Path, cases: tuple[str, str], rank: int) -> None:
+    (resumed, history), (whole, other) = (_read(trained, f"{case}-{rank}") for case in cases)
     assert same_weights(resumed, whole)
     assert history == other
 

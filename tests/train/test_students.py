@@ -1,0 +1,108 @@
+"""student: the layers that stay are the teacher's, and what is left computes what a net of those layers alone does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsopt.errors import UsageError
+from dsopt.frontend.export import export_module
+from dsopt.passes.base import PassManager, parse_pipeline
+from dsopt.passes.blocks import find_layers
+from dsopt.train import student
+from tests.train.encoders import captured, seeded_encoder
+
+
+@pytest.mark.parametrize("is_post_norm", [False, True])
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"keep_every": 2}, [0, 2, 4]),
+        ({"keep_every": 3}, [0, 3]),
+        ({"blocks": ["layers.1", "layers.4"]}, [1, 4]),
+        ({"blocks": ["layers.[35]"]}, [3, 5]),
+    ],
+)
+def test_the_student_is_the_net_of_the_layers_that_stay(options: Any, kept: list[int], is_post_norm: bool) -> None:
+    model = seeded_encoder(0, layers=6, is_post_norm=is_post_norm)
+    program = captured(model)
+    text = program.text()
+    result = student(program, **options)
+    x = torch.randn(3, 5, 3, dtype=torch.float64)
+    model.layers = nn.ModuleList(model.layers[number] for number in kept)
+    torch.testing.assert_close(result.run(x)[0], model(x).detach(), rtol=1e-12, atol=1e-12)
+    gone = [f"layers.{number}." for number in range(6) if number not in kept]
+    assert not any(name.startswith(tuple(gone)) for name in result.weights)
+    assert [layer.name for layer in find_layers(result)] == [f"layers.{number}" for number in kept]
+    assert program.text() == text
+
+
+class Half(nn.Module):
+    """One sum of a layer, in a module of its own."""
+
+    def __init__(self, is_first: bool) -> None:
+        super().__init__()
+        self.norm, self.linear, self.is_first = nn.LayerNorm(6), nn.Linear(6, 6), is_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.norm(x + (y.softmax(-1) if self.is_first else torch.relu(y)))
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 6)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"attention": Half(True), "output": Half(False)}) for _ in range(4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer["output"](layer["attention"](x))  # type: ignore[index]
+        return x.sum(-1)
+
+
+def test_sums_in_several_modules_that_alternate_are_one_layer() -> None:
+    model = Halves().double().eval()
+    program = export_module(model, (torch.randn(2, 3, dtype=torch.float64),))
+    assert [layer.name for layer in find_layers(program)] == [f"layers.{number}" for number in range(4)]
+    result = student(program, keep_every=2)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    model.layers = nn.ModuleList([model.layers[0], model.layers[2]])
+    torch.testing.assert_close(result.run(x)[0], model(x).detach())
+
+
+def test_the_pass_removes_all_but_every_kth_without_data() -> None:
+    program = captured(seeded_encoder(0, layers=4))
+    result, records = PassManager(parse_pipeline("remove-blocks{every=2,keep=layers.3}")).run(program)
+    assert records[0].changes == ("layers.1 removed",)
+    assert [layer.name for layer in find_layers(result)] == ["layers.0", "layers.2", "layers.3"]
+    with pytest.raises(UsageError, match="DS0307"):
+        parse_pipeline("remove-blocks{every=1}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "keep_every or by blocks"),
+        ({"keep_every": 2, "blocks": []}, "keep_every or by blocks"),
+        ({"keep_every": 1}, "keep_every is 1"),
+        ({"blocks": ["layers.7"]}, "no layer 'layers.7'"),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
+        student(captured(seeded_encoder(0, layers=2)), **options)
+    assert refused.value.code == "DS0379"
+
+
+def test_a_program_without_layers_has_no_student() -> None:
+    program = export_module(nn.Linear(3, 3).eval(), (torch.randn(2, 3),))
+    with pytest.raises(UsageError, match="the program has 0") as refused:
+        student(program, keep_every=2)
+    assert refused.value.code == "DS0375"
