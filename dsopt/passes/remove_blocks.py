@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
+from dsopt.ir.blocks import Block, Layer, cut_layers, find_blocks, find_layers
 from dsopt.ir.interpret import evaluate
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.blocks import Block, Layer, cut_layers, find_blocks, find_layers
 
 
 @dataclass(frozen=True)

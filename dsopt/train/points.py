@@ -12,8 +12,8 @@ from torch import Tensor, fx
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program
+from dsopt.ir.blocks import find_layers
 from dsopt.ir.torch_private import is_operator, named_arguments
-from dsopt.passes.blocks import find_layers
 
 _ATEN = torch.ops.aten
 _FUSED = _ATEN.scaled_dot_product_attention.default

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
+from dsopt.ir.blocks import Layer, find_layers
 from dsopt.passes.base import PassManager
-from dsopt.passes.blocks import Layer, find_layers
 from dsopt.passes.remove_blocks import RemoveBlocks, remove_layers
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dsopt.errors import UsageError
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program
+from dsopt.ir.blocks import find_blocks
 from dsopt.passes.base import PassContext, PassManager, parse_pipeline
-from dsopt.passes.blocks import find_blocks
 from models.gpt import gpt
 from models.resnet import BasicBlock, ResNet
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dsopt.errors import UsageError
 from dsopt.frontend.export import export_module
+from dsopt.ir.blocks import find_layers
 from dsopt.passes.base import PassManager, parse_pipeline
-from dsopt.passes.blocks import find_layers
 from dsopt.train import student
 from tests.train.encoders import captured, seeded_encoder
 

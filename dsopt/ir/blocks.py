@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dsopt.ir import Program
+from dsopt.ir.program import Program
 
 
 @dataclass(frozen=True)
