@@ -133,6 +133,32 @@ def build(
     return _finished(job, draft, pipeline, verdict)
 
 
+def cost_model(
+    target: Target | str,
+    passes: Sequence[Pass] | str | None = None,
+    data: Sequence[Feed] | Mapping[str, Any] | str | Path | None = None,
+    *,
+    seed: int = 0,
+    calibration_samples: int = CALIBRATION_SAMPLES,
+) -> Callable[[Program], Mapping[str, float]]:
+    """Return what `PassContext(cost=...)` takes: {"seconds", "ram_bytes"} of a program that these passes and the target will get.
+
+    passes, data: as of `build`, without the pass that asks.  Microcontrollers: the arena, and cycles of generated code on an emulated
+    core. Else: a roofline, and the bytes of weights and of values alive together.
+    """
+    target = parse_target(target) if isinstance(target, str) else target
+    backend = load_backend(target)
+    pipeline = _pipeline(backend, target, passes)
+
+    def cost(program: Program) -> Mapping[str, float]:
+        _check_program(program, target, backend)
+        samples = None if data is None else read_samples(program, data)
+        options = EmitOptions(seed=seed, progress=_no_progress)
+        return Job(program, target, backend, samples, calibration_samples, options, 0.0).cost(program, pipeline)
+
+    return cost
+
+
 def _finished(job: Job, draft: Draft, pipeline: Sequence[Pass], verdict: Verdict | None = None) -> Build:
     manifest = {
         **draft.artifact.manifest,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +102,28 @@ class Job:
         count = min(self.calibration_samples, self.samples.count)
         return {"samples": count, "seed": self.options.seed, "sha256": digest.hexdigest()}
 
-    def context(self) -> PassContext:
-        """Return what passes may know."""
+    def context(self, rest: Sequence[Pass] = ()) -> PassContext:
+        """Return what passes may know. rest: the passes after the last one that asks what a program costs."""
         batches = tuple(
             {name: torch.from_numpy(np.array(array)) for name, array in feed.items()} for feed in self.calibration()
         )
         return PassContext(
-            target=self.target, calibration=batches, seed=self.options.seed, progress=self.options.progress
-        )
+            target=self.target, calibration=batches, seed=self.options.seed, progress=self.options.progress,
+            cost=lambda program: self.cost(program, rest),
+        )  # fmt: skip
+
+    def cost(self, program: Program, rest: Sequence[Pass]) -> Mapping[str, float]:
+        """Return {"seconds", "ram_bytes"} of a program once it has gone through the rest of the passes."""
+        job = replace(self, program=program, dump=None, options=replace(self.options, progress=_quietly))
+        done = job.rewrite(rest)
+        refuse(self.backend.unsupported(done.program, self.target), self.target)
+        return self.backend.cost(done.program, self.target, job.options)
 
     def rewrite(self, pipeline: Sequence[Pass]) -> Rewritten:
         """Run the passes, convert what was only prepared, and let the backend lower what is quantised."""
         first = next((n for n, each in enumerate(pipeline) if each.name in QUANTISING), len(pipeline))
-        context = self.context()
         change = until_last_change(pipeline[:first])
+        context = self.context(pipeline[change:])
         meant, records = self.program, tuple[PassRecord, ...]()
         if change:
             meant, records = PassManager(tuple(pipeline[:change]), self.dump).run(self.program, context)
@@ -172,6 +180,10 @@ class Job:
         chosen, _ = self.samples.split(self.calibration_samples, self.options.seed)
         twin = None if done.before is done.rounded else done.before
         return quantization_statistics(done.rounded, twin, self.samples.feeds(chosen[:_STATISTICS_SAMPLES]))
+
+
+def _quietly(done: int, total: int, what: str) -> None:
+    """Show nothing of the many programs that are only looked at."""
 
 
 def is_quantised(program: Program) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -80,6 +80,13 @@ class Backend(Protocol):
 
     def lowering(self, target: Target) -> tuple[Pass, ...]:
         """Return the passes that a quantised program goes through last, whichever passes the user chose before."""
+
+    def cost(self, program: Program, target: Target, options: EmitOptions) -> Mapping[str, float]:
+        """Return {"seconds", "ram_bytes"} of a program that went through all passes, for a pass that is to cut one of them.
+
+        The same program gives the same numbers every time: they are estimates, or counted on an emulated core. Limits of the target
+        are not looked at. Raises ToolchainError for what cannot be found out here.
+        """
 
     def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open what `emit` made in the fastest place that runs the generated code itself, to judge it on many samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,11 @@ def find_reference(
     target = _target(manifest)
     passes = parse_pipeline(",".join(entry["name"] for entry in manifest.get("passes", ())))
     first = next((n for n, each in enumerate(passes) if each.name.startswith(_QUANTISERS)), len(passes))
+    change = until_last_change(passes[:first])
+    context = _context(program, manifest, target, data, passes[change:])
     if first == len(passes) and not is_quantised(program):
-        context = _context(program, manifest, target, data)
-        change = until_last_change(passes)
         meant = PassManager(passes[:change]).run(program, context)[0] if change else program
         return Reference(meant, PassManager(passes[change:]).run(meant, context)[0])
-    context = _context(program, manifest, target, data)
     before = PassManager(passes[:first]).run(program, context)[0]
     rounded = PassManager(passes[first:]).run(before, context)[0]
     return Reference(rounded, rounded, None if _has_integers(passes) else before)
@@ -81,24 +80,29 @@ def _has_integers(passes: tuple[Pass, ...]) -> bool:
 
 
 def _context(
-    program: Program, manifest: Mapping[str, Any], target: Target, data: Mapping[str, Array] | str | Path | None
+    program: Program,
+    manifest: Mapping[str, Any],
+    target: Target,
+    data: Mapping[str, Array] | str | Path | None,
+    rest: Sequence[Pass],
 ) -> PassContext:
+    """Return what the passes of the build knew: data, and what programs cost once they have gone through the rest of the passes."""
     record = manifest.get("calibration")
-    context = PassContext(target=target)
+    backend = load_backend(target)
     if data is None or not isinstance(record, Mapping):
-        return context
+        return Job(program, target, backend, None, 0, EmitOptions(), 0.0).context(rest)
     count, seed = record.get("samples"), record.get("seed")
     if type(count) is not int or type(seed) is not int or not (0 < count < _MOST_SAMPLES and seed >= 0):
         raise UsageError("DS0456", "the manifest does not say what the artifact was calibrated on")
     options = EmitOptions(seed=seed)
-    job = Job(program, target, load_backend(target), read_samples(program, data), count, options, 0.0)
+    job = Job(program, target, backend, read_samples(program, data), count, options, 0.0)
     if job.calibration_record() != dict(record):
         raise UsageError(
             "DS0456", "the data is not what the artifact was calibrated on",
             why="the samples that are drawn from it have another hash than the manifest says",
             fix="give the --data that the artifact was compiled with",
         )  # fmt: skip
-    return replace(context, calibration=job.context().calibration, seed=seed)
+    return job.context(rest)
 
 
 class RoundingShares:

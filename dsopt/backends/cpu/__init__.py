@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dsopt.artifact import Artifact
 from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cpu.convert import convert
 from dsopt.backends.cpu.layers import layer_records
 from dsopt.backends.cpu.model import OPSET, model_files
 from dsopt.backends.cpu.pipeline import cpu_pipeline
+from dsopt.backends.roofline import Machine, ram_bytes
 from dsopt.ir import Program
 from dsopt.passes.base import Pass
 from dsopt.runtime.executor import Executor
@@ -15,6 +18,9 @@ from dsopt.runtime.onnx import open_executor
 from dsopt.target import Target
 
 __all__ = ["CpuBackend"]
+
+_MACHINE = Machine(products_per_second=24e9, bytes_per_second=10e9, dispatch_seconds=1e-6)
+"""One core with AVX2 at half its peak, and its share of the memory's bandwidth."""
 
 
 class CpuBackend:
@@ -49,6 +55,10 @@ class CpuBackend:
     def lowering(self, target: Target) -> tuple[Pass, ...]:
         """Return no passes: ONNX Runtime makes integer kernels of quantize and dequantize itself."""
         return ()
+
+    def cost(self, program: Program, target: Target, options: EmitOptions) -> Mapping[str, float]:
+        """Estimate seconds by a roofline, and bytes of weights and of values alive together."""
+        return {"seconds": _MACHINE.seconds(program), "ram_bytes": float(ram_bytes(program))}
 
     def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the model in ONNX Runtime."""

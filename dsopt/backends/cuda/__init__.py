@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +22,7 @@ from dsopt.backends.cuda.plan import (
     ports_manifest,
     weights_file,
 )
+from dsopt.backends.roofline import Machine, ram_bytes
 from dsopt.backends.tir.lower import lower
 from dsopt.errors import ToolchainError
 from dsopt.ir import Program
@@ -34,6 +35,9 @@ from dsopt.simulate.cuda_host import HostDevice, host_compiler
 from dsopt.target import CudaTarget, Target
 
 __all__ = ["CudaBackend"]
+
+_MACHINE = Machine(products_per_second=9.75e12, bytes_per_second=1.5e12, dispatch_seconds=3e-6)
+"""An A100: 19.5 TFLOP/s in float32 and 1,555 GB/s, by NVIDIA's data sheet, and the time of a launch."""
 
 
 class CudaBackend:
@@ -82,6 +86,10 @@ class CudaBackend:
     def lowering(self, target: Target) -> tuple[Pass, ...]:
         """Return the passes that turn a quantised program into one of integers."""
         return parse_pipeline(INTEGER_LOWERING)
+
+    def cost(self, program: Program, target: Target, options: EmitOptions) -> Mapping[str, float]:
+        """Estimate seconds by a roofline, and bytes of weights and of values alive together."""
+        return {"seconds": _MACHINE.seconds(program), "ram_bytes": float(ram_bytes(program))}
 
     def judge_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
         """Open the artifact on the GPU of this machine; emulated on the host where there is none."""

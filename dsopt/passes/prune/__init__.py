@@ -16,8 +16,6 @@ from dsopt.passes.prune.choose import (
     Objective,
     bundles_in_order,
     choose,
-    kept_without,
-    removed,
 )
 from dsopt.passes.prune.cost import Cost
 from dsopt.passes.prune.inference import AxisInference
@@ -77,7 +75,12 @@ class Prune(Pass):
             choice = self._choose(channels, cost, 1 - left, context)
             if step == self.steps:
                 rewriter.notes += summary(channels, choice.keep, start)
-                reached = 1 - cost(choice.keep) / start.objective
+                left_over = cost(choice.keep)
+                reached = 1 - left_over / start.objective
+                if self.of in ("latency", "ram"):
+                    rewriter.notes.append(
+                        f"{_UNITS[self.of]}, estimated: {start.objective:,.6g} -> {left_over:,.6g} (-{100 * reached:.2f} %)"
+                    )
                 if abs(reached - self.ratio) > TOLERANCE:
                     rewriter.notes.append(f"ratio={self.ratio:g} falls between two steps: {reached:.4f} is the nearest")
             shrink(channels, choice.keep, rewriter)
@@ -98,10 +101,10 @@ class Prune(Pass):
             raise _nothing_to_cut(program)
         scores = score_channels(channels, self.score, context)  # type: ignore[arg-type]
         bundles = bundles_in_order(channels, scores, self.scope, self.align, frozen)  # type: ignore[arg-type]
-        most = removed(cost, kept_without(channels, bundles))
-        if most + TOLERANCE < ratio:
-            raise self._out_of_reach(program, most)
-        return choose(cost, bundles, ratio)
+        choice = choose(cost, bundles, ratio)
+        if choice.most + TOLERANCE < ratio:
+            raise self._out_of_reach(program, choice.most)
+        return choice
 
     def _out_of_reach(self, program: Program, most: float) -> UsageError:
         """Say how far the ratio goes, and what stands in the way."""

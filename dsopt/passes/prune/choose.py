@@ -2,12 +2,14 @@
 
 Channels go in bundles, so that what is left of a group is a multiple of what the alignment asks for. The order says which bundle goes
 first; the longest beginning of it that does not remove too much is found by bisection, because every further bundle removes more.
+Where the cost is that of code, a width that fits the machine less well may take more than a larger one: it is looked at in steps
+along the order, and bisected within the first step that reaches far enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import ClassVar, Literal, Protocol
 
@@ -26,12 +28,17 @@ _ATTEMPTS = 200
 """Bundles behind the point where the bisection ends that are tried one by one."""
 
 
+_STEPS = 16
+"""Places along the order at which code is measured, up to the one that is small enough."""
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The channels to keep, and the share of the cost that goes with the others."""
+    """The channels to keep, and the share of the cost that goes with the others. most: the largest share that could go."""
 
     keep: Keep
     ratio: float
+    most: float = 0.0
 
 
 def bundles_in_order(
@@ -82,7 +89,7 @@ def alignment_unit(channels: Channels, group: Group, align: int) -> int:
 
 
 class Objective(Protocol):
-    """What is to become smaller. refines: it is cheap enough to try bundles one by one."""
+    """What is to become smaller. refines: it falls with every bundle, and is cheap enough to try them one by one."""
 
     channels: Channels
     refines: ClassVar[bool]
@@ -97,6 +104,9 @@ class Objective(Protocol):
 
 def choose(cost: Objective, bundles: Sequence[Ids], ratio: float) -> Choice:
     """Follow the order until `ratio` of the cost is gone, as near as it goes; the caller sees how near that is."""
+    if not cost.refines:
+        return _scanned(cost, bundles, ratio)
+    most = removed(cost, kept_without(cost.channels, bundles))
     low, high = 0, len(bundles)
     while low < high:
         middle = (low + high + 1) // 2
@@ -116,7 +126,30 @@ def choose(cost: Objective, bundles: Sequence[Ids], ratio: float) -> Choice:
         candidates.append(tried)
         if tried.ratio <= ratio:
             best = tried
-    return min(candidates, key=lambda choice: abs(choice.ratio - ratio))
+    return replace(min(candidates, key=lambda choice: abs(choice.ratio - ratio)), most=most)
+
+
+def _scanned(cost: Objective, bundles: Sequence[Ids], ratio: float) -> Choice:
+    """Return the nearest of what is looked at, the one with most channels of equals."""
+    seen: list[Choice] = []
+
+    def look(count: int) -> float:
+        keep = kept_without(cost.channels, bundles[:count])
+        seen.append(Choice(keep, removed(cost, keep)))
+        return seen[-1].ratio
+
+    look(0)
+    low = high = 0
+    for step in range(1, _STEPS + 1):
+        high = len(bundles) * step // _STEPS
+        if high > low and look(high) >= ratio:
+            break
+        low = high
+    while high - low > 1 and all(abs(choice.ratio - ratio) > TOLERANCE / 5 for choice in seen):
+        middle = (low + high) // 2
+        low, high = (low, middle) if look(middle) >= ratio else (middle, high)
+    nearest = min(seen, key=lambda choice: (abs(choice.ratio - ratio), -int(choice.keep.sum())))
+    return replace(nearest, most=max(choice.ratio for choice in seen))
 
 
 def kept_without(channels: Channels, gone: Sequence[Ids]) -> Keep:

@@ -343,3 +343,23 @@ def test_a_width_of_one_is_not_squeezed_away(squeeze: Callable[[Tensor], Tensor]
     result, _ = pruned(program, "prune{ratio=0.59}")
     assert shapes(result)["up.weight"] == [1, 6]
     assert masked_difference(program, result) <= 1e-10
+
+
+def test_a_cost_in_steps_is_met_as_nearly_as_it_can_be() -> None:
+    """Widths are padded to 4 by the machine, so that channels that fill no lane are for nothing, and odd ones cost extra."""
+    program = program_of(CNNS["dense"](), torch.randn(2, 3, 8, 8))
+
+    def cost(tried: Program) -> dict[str, float]:
+        widths = [value.shape[0] for value in tried.weights.values() if value.dim() == 4]
+        return {
+            "seconds": float(sum(-(-width // 4) * 4 + (3 if width % 4 else 0) for width in widths)),
+            "ram_bytes": 0.0,
+        }
+
+    for ratio in (0.1, 0.2, 0.3):
+        result, records = PassManager(parse_pipeline(f"prune{{ratio={ratio},of=latency}}")).run(
+            program, PassContext(cost=cost)
+        )
+        reached = 1 - cost(result)["seconds"] / cost(program)["seconds"]
+        assert abs(reached - ratio) < 0.1
+        assert f"(-{100 * reached:.2f} %)" in records[0].notes[2]
