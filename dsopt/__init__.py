@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dsopt.accuracy.gate import Gate
     from dsopt.api import capture, compile, load_model
     from dsopt.artifact import Artifact, load_artifact
+    from dsopt.compression import compress
     from dsopt.errors import DsoptError
     from dsopt.frontend.spec import ModelSpec
     from dsopt.ir import Program, Rewriter, find
@@ -34,6 +35,7 @@ _HOME = {
     "Target": "dsopt.target",
     "capture": "dsopt.api",
     "compile": "dsopt.api",
+    "compress": "dsopt.compression",
     "find": "dsopt.ir",
     "load_artifact": "dsopt.artifact",
     "load_model": "dsopt.api",
@@ -60,6 +62,7 @@ __all__ = [
     "Target",
     "capture",
     "compile",
+    "compress",
     "find",
     "load_artifact",
     "load_model",

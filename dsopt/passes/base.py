@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from dsopt.errors import DsoptError, PassError, UsageError
 from dsopt.passes import PASSES
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from dsopt.ir import Program, Rewriter
     from dsopt.target import Target
+
+
+Step = TypeVar("Step")
 
 
 def _no_cost(program: Program) -> Mapping[str, float]:
@@ -61,12 +64,7 @@ class Pass(ABC):
         """Rewrite `program` through `rewriter`; ask `context` for all that is not in the program."""
 
     def __str__(self) -> str:
-        given = [
-            f"{item.name}={_option_text(getattr(self, item.name))}"
-            for item in dataclasses.fields(self)
-            if getattr(self, item.name) != item.default
-        ]
-        return self.name + (f"{{{','.join(given)}}}" if given else "")
+        return pipeline_text(self.name, self)
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,12 @@ def load_pass(name: str) -> type[Pass]:
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
     """Read "fuse-attention,sparse-attention{keep=64}". Raises UsageError: an unknown name or option is answered with the known ones."""
-    passes: list[Pass] = []
+    return tuple(make_pass(name, options) for name, options in read_pipeline(text))
+
+
+def read_pipeline(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Read "name,name{option=value}" as names and options, known or not. Raises UsageError where the text has another form."""
+    found: list[tuple[str, dict[str, Any]]] = []
     rest = text.strip()
     while rest:
         match = re.match(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)", rest)
@@ -185,28 +188,32 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
             raise UsageError(
                 "DS0303", f"cannot read the pipeline at {rest[:40]!r}", fix='write it as "name,name{option=value,...}"'
             )
-        passes.append(make_pass(match[1], _read_options(match[1], match[2] or "")))
+        found.append((match[1], _read_options(match[1], match[2] or "")))
         if match[3] == "," and not rest[match.end() :].strip():
             raise UsageError(
                 "DS0303", f"the pipeline {text!r} ends with a comma", fix="name another pass, or drop the comma"
             )
         rest = rest[match.end() :]
-    return tuple(passes)
+    return tuple(found)
 
 
 def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
     """Construct a pass from its name and options. Raises UsageError for an unknown name, an unknown option or a wrong value."""
-    kind = load_pass(name)
-    known = {item.name: item for item in dataclasses.fields(kind)}
+    return make_step(name, load_pass(name), options)
+
+
+def make_step(name: str, kind: Callable[..., Step], options: Mapping[str, Any], what: str = "pass") -> Step:
+    """Construct a dataclass from options that a pipeline names. Raises UsageError for an unknown option or a wrong value."""
+    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(
-            "DS0306", f"pass {name} has no option {unknown[0]!r}", fix="its options: " + (", ".join(known) or "none")
+            "DS0306", f"{what} {name} has no option {unknown[0]!r}", fix="its options: " + (", ".join(known) or "none")
         )
     try:
         return kind(**options)
     except (TypeError, ValueError) as problem:
-        raise UsageError("DS0307", f"pass {name} cannot be made with {dict(options)}", why=str(problem)) from problem
+        raise UsageError("DS0307", f"{what} {name} cannot be made with {dict(options)}", why=str(problem)) from problem
 
 
 def _read_options(name: str, text: str) -> dict[str, Any]:
@@ -238,6 +245,16 @@ def _read_value(text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
     return tuple(value) if isinstance(value, list) else value
+
+
+def pipeline_text(name: str, step: Any) -> str:
+    """Return "name{option=value}" of a dataclass, with the options that are not the default ones."""
+    given = [
+        f"{item.name}={_option_text(getattr(step, item.name))}"
+        for item in dataclasses.fields(step)
+        if getattr(step, item.name) != item.default
+    ]
+    return name + (f"{{{','.join(given)}}}" if given else "")
 
 
 def _option_text(value: Any) -> str:
