@@ -10,6 +10,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from dsopt.ir import Program
@@ -17,6 +18,7 @@ from dsopt.ir.torch_private import is_operator, named_arguments
 from dsopt.passes.prune.axes import Algebra, Axes, Expr, Length, fixed, is_fixed, length, same
 from dsopt.passes.prune.rules import Result, Unknown, rule_of
 from dsopt.passes.prune.slots import Pin
+from dsopt.passes.prune.zeros import Zeros
 
 
 class AxisInference:
@@ -31,6 +33,8 @@ class AxisInference:
         """Operators that compute over channels: how many there are changes what they give."""
         self.memory: dict[tuple[fx.Node, str], Expr] = {}
         """What rules remember of an operator for when its arguments are written anew."""
+        self.zeros = Zeros(self)
+        """Values that are zero where channels are gone."""
         self._axes: dict[fx.Node, list[Expr | None]] = {}
         self._parts: dict[fx.Node, tuple[Any, ...]] = {}
         self._node: fx.Node | None = None
@@ -71,6 +75,19 @@ class AxisInference:
     def is_open(self, node: fx.Node, index: int) -> bool:
         """Tell whether nothing is known yet of a dimension of a weight."""
         return self._axes[node][index] is None
+
+    def holds_channels(self, expr: Expr) -> bool:
+        """Tell whether an index of a dimension may go."""
+        slots = self.algebra.slots
+        return any(factor.slots is not None and not slots.is_pinned(factor.slots).all() for factor in expr)
+
+    def slots_of(self, expr: Expr) -> set[int]:
+        """Return the slots that decide over the indices of a dimension and may go."""
+        slots = self.algebra.slots
+        roots = {
+            int(root) for factor in expr if factor.slots is not None for root in np.unique(slots.find(factor.slots))
+        }
+        return {leaf for root in roots for leaf in slots.leaves(root) if leaf not in slots.pins}
 
     # ---- saying ----
 
@@ -155,6 +172,11 @@ class AxisInference:
         if self._node is not None and not all(is_fixed(expr) for expr in exprs):
             self.statistics[self._node] = exprs
 
+    def sums_over(self, expr: Expr, *operands: fx.Node) -> None:
+        """Say that the operator at hand multiplies its operands and sums over a dimension: what is gone must give nothing."""
+        if self.holds_channels(expr) and not any(operand in self.zeros for operand in operands):
+            self.pin(expr, "it is summed over, and without their weights its channels would not be zero")
+
     def _pin(self, why: str, inner: bool = False) -> Pin:
         return Pin(self._node, why, inner)
 
@@ -165,6 +187,7 @@ class AxisInference:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):
             self._axes[node] = [None if node in self._weights else fixed(size) for size in value.shape]
+            self.zeros.add(node)
         elif node.op == "output":
             for result in node.all_input_nodes:
                 for axes in self.parts(result):
@@ -178,6 +201,8 @@ class AxisInference:
             source: Any = self._parts.get(node.args[0], ())
             if source and isinstance(value, Tensor):
                 self._axes[node] = list(source[node.args[1]])
+                if node.args[0] in self.zeros:
+                    self.zeros.add(node)
             return
         result = self._apply_rule(node)
         values = value if isinstance(value, (tuple, list)) else [value]
@@ -189,6 +214,8 @@ class AxisInference:
             self._axes[node] = list(result[0])
         else:
             self._parts[node] = tuple(result)
+        if node not in self.unknown and is_operator(node.target):
+            self.zeros.learn(node, named_arguments(node))
 
     def _apply_rule(self, node: fx.Node) -> list[Axes] | None:
         rule = rule_of(node) if is_operator(node.target) else None

@@ -22,6 +22,7 @@ def _attention(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     if not isinstance(inference.shape(q)[-1], int):
         raise Unknown("the size of its heads varies")
     inference.tie(k, rank(k) - 1, inference.dim(q, rank(q) - 1))
+    inference.sums_over(inference.dim(q, rank(q) - 1), q, k)
     inference.tie(v, rank(v) - 2, inference.dim(k, rank(k) - 2))
     inference.pin_dims(k, (-2,), "each key changes the weights of all")
     inference.pin_dims(q, (-2,), "its rows are places, not channels")

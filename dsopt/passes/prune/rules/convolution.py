@@ -41,6 +41,8 @@ def _convolution(inference: AxisInference, node: fx.Node, named: Named) -> Resul
     inference.pin_dims(weight, range(2, rank(weight)), "the window of a convolution", inner=True)
     inference.pin_dims(x, range(place + 1, rank(x)), "a window moves along it")
     channels = inference.dim(x, place)
+    if named["groups"] == 1:  # else an output channel may have but one of its input, and both go together
+        inference.sums_over(channels, x, weight)
     out = _channels(inference, channels, weight, named["groups"], is_transposed)
     if named["bias"] is not None:
         inference.tie(tensor(named["bias"]), 0, out)

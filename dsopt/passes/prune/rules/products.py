@@ -18,6 +18,7 @@ def _linear(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     if rank(weight) != 2:
         raise Unknown("its weight is no matrix")
     inference.tie(weight, 1, inference.dim(x, rank(x) - 1))
+    inference.sums_over(inference.dim(x, rank(x) - 1), x, weight)
     out = inference.dim(weight, 0)
     if named["bias"] is not None:
         inference.tie(tensor(named["bias"]), 0, out)
@@ -27,6 +28,7 @@ def _linear(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 def _product(inference: AxisInference, a: fx.Node, b: fx.Node, node: fx.Node) -> tuple[Expr, ...]:
     """(.., N, K) times (.., K, M), or a vector in the place of either."""
     inference.tie(b, max(rank(b) - 2, 0), inference.dim(a, rank(a) - 1))
+    inference.sums_over(inference.dim(a, rank(a) - 1), a, b)
     rows = inference.axes(a)[-2:-1] if rank(a) > 1 else ()
     columns = inference.axes(b)[-1:] if rank(b) > 1 else ()
     sizes = result_sizes(node)
@@ -84,6 +86,9 @@ def _einsum(inference: AxisInference, node: fx.Node, named: Named) -> Result:
                 letters[letter] = inference.dim(operand, index)
     if not arrow:
         right = "".join(sorted(letter for letter in letters if left.count(letter) == 1))
+    for letter in sorted(set(letters) - set(right)):
+        holders = [operand for labels, operand in zip(left.split(","), operands, strict=True) if letter in labels]
+        inference.sums_over(letters[letter], *holders)
     return tuple(letters[letter] for letter in right)
 
 

@@ -33,6 +33,14 @@ def _sum(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     return _reduced(inference, node, x, dims, bool(named.get("keepdim", False)))
 
 
+def _total(inference: AxisInference, node: fx.Node, named: Named) -> Result:
+    """A sum, unlike a mean or a variance, is the same without what is zero, and another without what is not."""
+    x = tensor(named["self"])
+    for dim in axis_list(named.get("dim"), rank(x)):
+        inference.sums_over(inference.dim(x, dim), x)
+    return _sum(inference, node, named)
+
+
 def _pick(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     """max, argmax, prod and the like: one element may decide, so none may go."""
     x = tensor(named["self"])
@@ -76,11 +84,14 @@ def _similarity(inference: AxisInference, node: fx.Node, named: Named) -> Result
     shapes = (inference.shape(a), inference.shape(b))
     sizes = [max((s[i - dims] for s in shapes if len(s) >= dims - i), key=lambda size: size != 1) for i in range(dims)]
     axes = inference.broadcast([a, b], sizes)
+    inference.sums_over(axes[place], a)  # of each its own length is taken, too
+    inference.sums_over(axes[place], b)
     return (*axes[:place], *axes[place + 1 :])
 
 
 RULES: dict[str, Rule] = {
-    **each("sum mean var std var_mean std_mean linalg_vector_norm norm nansum frobenius_norm", _sum),
+    **each("mean var std var_mean std_mean", _sum),
+    **each("sum nansum linalg_vector_norm norm frobenius_norm", _total),
     **each("max min amax amin argmax argmin prod any all logsumexp median mode nanmean aminmax", _pick),
     **each(
         "softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort",
