@@ -71,9 +71,7 @@ def _patches(chip: Chip) -> str:
 
 
 def _words(chip: Chip) -> str:
-    text = (
-        "Layers are numbered in the order in which they run. Live bytes count values that share bytes each for itself."
-    )
+    text = "Layers are numbered in the order in which they run. Live bytes are those of the arena that hold values meanwhile."
     if any(each.instructions is not None for each in chip.layers):
         text += " Instructions are exact, those of one run on an emulated core, with what a layer calls."
     if any(each.estimated_cycles is not None for each in chip.layers):

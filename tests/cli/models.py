@@ -133,6 +133,23 @@ def half_integer() -> ModelSpec:
     return _image(Remainder)
 
 
+def stages() -> ModelSpec:
+    """Return a network whose first values are the largest, and may be made patch by patch."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 24, 1), nn.ReLU(), nn.Conv2d(24, 8, 3, 2, 1), nn.ReLU()]
+    return ModelSpec(_Stages(nn.Sequential(*layers)).eval(), (torch.randn(1, 3, 24, 24),))
+
+
+class _Stages(nn.Module):
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
 def _image(middle: Callable[[], nn.Module]) -> ModelSpec:
     torch.manual_seed(0)
     return ModelSpec(Image(middle()).eval(), (torch.randn(1, 3, 16, 16),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,56 @@ def test_all_budgets_that_are_missed_are_named_at_once_with_layers_and_remedies(
         assert part in text, part
 
 
-def test_what_cannot_fit_is_refused_before_code_is_written(run: Run) -> None:
-    text = run(*M4, "--ram", "2K", "--flash", "1K", code=1).stderr
+def test_what_is_far_too_much_is_refused_without_an_image(run: Run) -> None:
+    text = run(*M4, "--ram", "1K", "--flash", "1K", "--instructions", "1K", code=1).stderr
     assert "without stack and other variables" in text
     assert "weights need" in text
+    assert (
+        "no image was built, as this is more than 4 times too much; stack, code and instructions are not known" in text
+    )
+    assert "a chip with more than " in text
+    assert "how much the stack and other variables take is known once the rest fits" in text
     assert '--passes "...,quantize" --data SAMPLES.npz' in text
     assert "features.0 (" in text
+    assert "in patches: no less, because only layers in 8-bit integers run patch by patch" in text
+
+
+def test_values_that_do_not_fit_do_not_hide_the_other_budgets(
+    run: Run, run_json: Callable[..., Any], data: None
+) -> None:
+    """What the plan alone exceeds, the stack, code and instructions of the image: all at once, and the advice is enough."""
+    memory = run_json(*M4, "-o", "free")["memory"]
+    tight = memory["arena_bytes"] // 2
+    text = run(*M4, "--ram", tight, "--flash", "4K", "--instructions", "1K", code=1).stderr
+    for need in (
+        f"the model needs {memory['ram_bytes']:,} bytes of RAM",
+        f"code and weights need {memory['flash_bytes']:,} bytes of flash",
+        f"a run takes {memory['instructions']:,} instructions, and 1,000 are allowed",
+        f"McuTarget(ram_bytes={memory['ram_bytes']})",
+        f"McuTarget(flash_bytes={memory['flash_bytes']})",
+    ):
+        assert need in text, need
+    unknown = run(*NET, "-t", "mcu:cortex-m85", "--ram", tight, "--instructions", "1K", code=1).stderr
+    assert "instructions and stack are not known: nothing emulates a cortex-m85" in unknown
+
+
+def test_a_model_too_large_in_patches_says_how_low_they_got(run: Run, run_json: Callable[..., Any]) -> None:
+    np.savez("big.npz", x=np.random.default_rng(0).standard_normal((8, 3, 24, 24), dtype=np.float32))
+    net = ("compile", "tests.cli.models:stages", "-t", "mcu:cortex-m4", "--io", "int8")
+    arguments = (*net, "--passes", "...,quantize", "--data", "big.npz")
+    whole = run_json(*arguments, "-o", "whole")["memory"]["ram_bytes"]
+    text = run(*arguments, "--ram", "3K", "-o", "short", code=1).stderr
+    found = re.search(
+        r"in patches: \d+ x \d+ of (features\.\d) and all before it take ([\d,]+) bytes of RAM, the least of", text
+    )
+    assert found is not None, text
+    lowest = int(found[2].replace(",", ""))
+    assert 3 << 10 < lowest < whole
+    assert f"McuTarget(ram_bytes={lowest})" in text
+    assert "--optimize ram, and no --ram" in text
+    enough = run_json(*arguments, "--ram", lowest, "-o", "enough")
+    assert enough["memory"]["ram_bytes"] <= lowest
+    assert enough["patches"]["layer"].startswith("features.")
 
 
 def test_a_core_that_nothing_emulates_cannot_promise_instructions(run: Run) -> None:

@@ -96,14 +96,14 @@ def test_any_stage_in_any_patches_gives_the_same_bits(
         assert record.changes
 
 
-def chain() -> Program:
-    """Return 3 -> 24 -> 24 (depthwise) -> 8 channels of 24 x 20 pixels, and a smaller end."""
+def chain(height: int = 24, width: int = 20) -> Program:
+    """Return 3 -> 24 -> 24 (depthwise) -> 8 channels of an image, and a smaller end."""
     s = Settings(3)
     layers = [
         conv((24, 3, 3, 3), s, padding=(1,)), conv((24, 1, 3, 3), s, stride=(2,), padding=(1,), groups=24),
         conv((8, 24, 1, 1), s), conv((4, 8, 3, 3), s, stride=(2,)),
     ]  # fmt: skip
-    x = torch.from_numpy(integers(np.random.default_rng(2), (1, 3, 24, 20)))
+    x = torch.from_numpy(integers(np.random.default_rng(2), (1, 3, height, width)))
     return dsopt.capture(nn.Sequential(*layers).eval(), (x,))
 
 
@@ -164,6 +164,23 @@ def test_code_made_for_ram_runs_in_patches_where_that_takes_less() -> None:
     (got,) = open_executor(small).run({program.signature.inputs[0].name: x.numpy()}).values()
     np.testing.assert_array_equal(got, want.numpy())
     assert small.manifest["limits"] == whole.manifest["limits"]
+
+
+@pytest.mark.mcu
+@pytest.mark.parametrize("sizes", [(24, 20), (40, 16), (18, 18)])
+def test_no_limit_gives_a_better_plan_than_code_made_for_ram(sizes: tuple[int, int]) -> None:
+    """Whatever is reached with --optimize ram, a limit of as much reaches with no less work; a limit below it costs more, or is refused."""
+    program = chain(*sizes)
+    small = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions(optimize="ram")).manifest
+    reached = small["memory"]["ram_bytes"]
+    same = McuBackend().emit(program, McuTarget("cortex-m4", ram_bytes=reached), EmitOptions()).manifest
+    assert same["memory"]["ram_bytes"] <= reached
+    assert same["patches"] == small["patches"]
+    try:
+        less = McuBackend().emit(program, McuTarget("cortex-m4", ram_bytes=reached - 1), EmitOptions()).manifest
+    except BudgetError:
+        return
+    assert less["patches"]["multiply_adds"] > small["patches"]["multiply_adds"]
 
 
 @pytest.mark.mcu

@@ -25,7 +25,7 @@ _FOUR_BITS = 'store weights in 4 bits, half: --passes "...,quantize{weights=4}",
 
 
 @dataclass(frozen=True)
-class _Overrun:
+class Overrun:
     """One budget that is exceeded: its code, in a sentence, where it goes, and what would help."""
 
     code: str
@@ -34,30 +34,52 @@ class _Overrun:
     helps: tuple[str, ...]
 
 
-def check_plan(placement: Placement, target: McuTarget, rows: Rows) -> None:
-    """Raise BudgetError before any C is written if arena and states, or the weights alone, are more than the target has."""
-    need = placement.plan.arena_bytes + placement.state_bytes
-    parts = f"arena {placement.plan.arena_bytes:,}, states {placement.state_bytes:,}, without stack and other variables"
-    found = [_ram(placement, target, rows, need, parts)] if need > target.ram_bytes else []
-    if placement.weight_bytes > target.flash_bytes:
-        found.append(_flash(placement, target, rows, placement.weight_bytes, "weights"))
-    _refuse(found)
+@dataclass(frozen=True)
+class Lowest:
+    """How little RAM patches take. text: a sentence about it, also where there are none; helps: what would show more.
+
+    ram_bytes: of the best way, None without one; is_exact: with stack and other variables.
+    """
+
+    text: str = ""
+    ram_bytes: int | None = None
+    is_exact: bool = False
+    helps: tuple[str, ...] = ()
 
 
-def check_measured(placement: Placement, target: McuTarget, rows: Rows, measured: Measurement) -> None:
-    """Raise BudgetError with every budget that the image exceeds, ToolchainError if instructions are limited and cannot be counted."""
+def exceeded(
+    target: McuTarget, placement: Placement, rows: Rows, measured: Measurement | None = None, lowest: Lowest | None = None
+) -> list[Overrun]:  # fmt: skip
+    """Return every budget that is exceeded: by the image, or, where none was built yet, by its values and weights alone."""
     found = []
-    if measured.ram_bytes > target.ram_bytes:
-        found.append(_ram(placement, target, rows, measured.ram_bytes, _parts(placement, measured)))
-    if measured.flash_bytes > target.flash_bytes:
-        found.append(_flash(placement, target, rows, measured.flash_bytes, "code and weights"))
-    limit, taken = target.instructions, measured.instructions
-    if limit is not None and taken is not None and taken > limit:
+    lowest = lowest or Lowest()
+    ram = placement.plan.arena_bytes + placement.state_bytes if measured is None else measured.ram_bytes
+    if ram > target.ram_bytes:
+        found.append(_ram(placement, target, rows, ram, measured, lowest))
+    flash = placement.weight_bytes if measured is None else measured.flash_bytes
+    if flash > target.flash_bytes:
+        found.append(_flash(placement, target, rows, flash, measured is not None))
+    taken = None if measured is None else measured.instructions
+    if target.instructions is not None and taken is not None and taken > target.instructions:
         found.append(_instructions(target, rows, taken))
-    _refuse(found)
-    if limit is not None and taken is None:
+    return found
+
+
+def refusal(found: Sequence[Overrun], unknown: str = "") -> BudgetError:
+    """Return the error that names every budget that is exceeded. unknown: what could not be found out, and why."""
+    helps = list(dict.fromkeys(each for overrun in found for each in overrun.helps))
+    where = [overrun.where for overrun in found]
+    return BudgetError(
+        found[0].code, "; ".join(overrun.what for overrun in found), where="\n".join([*where, *([unknown] if unknown else [])]),
+        fix="\n".join(helps),
+    )  # fmt: skip
+
+
+def check_counted(target: McuTarget, measured: Measurement) -> None:
+    """Raise ToolchainError if instructions are limited and were not counted."""
+    if target.instructions is not None and measured.instructions is None:
         raise ToolchainError(
-            "DS0604", f"instructions are limited to {limit:,}, and none were counted", why=measured.why_not_run,
+            "DS0604", f"instructions are limited to {target.instructions:,}, and none were counted", why=measured.why_not_run,
             fix="leave that limit out, or compile for a core that can be emulated here",
         )  # fmt: skip
 
@@ -68,64 +90,64 @@ def limits(target: McuTarget) -> dict[str, int]:
     return found if target.instructions is None else {**found, "instructions": target.instructions}
 
 
-def _refuse(found: Sequence[_Overrun]) -> None:
-    if not found:
-        return
-    helps = list(dict.fromkeys(each for overrun in found for each in overrun.helps))
-    raise BudgetError(
-        found[0].code, "; ".join(overrun.what for overrun in found), where="\n".join(overrun.where for overrun in found),
-        fix="\n".join(helps),
-    )  # fmt: skip
-
-
 def _over(need: int, limit: int) -> str:
     return f"{need - limit:,} too many"
 
 
-def _parts(placement: Placement, measured: Measurement) -> str:
+def _parts(placement: Placement, measured: Measurement | None) -> str:
+    text = f"arena {placement.plan.arena_bytes:,}, states {placement.state_bytes:,}"
+    if measured is None:
+        return f"{text}, without stack and other variables"
     other = measured.static_bytes - placement.plan.arena_bytes - placement.state_bytes
     stack = "not measured" if measured.stack_bytes is None else f"{measured.stack_bytes:,}"
-    return f"arena {placement.plan.arena_bytes:,}, states {placement.state_bytes:,}, other variables {other:,}, stack {stack}"
+    return f"{text}, other variables {other:,}, stack {stack}"
 
 
-def _ram(placement: Placement, target: McuTarget, rows: Rows, need: int, parts: str) -> _Overrun:
+def _ram(
+    placement: Placement, target: McuTarget, rows: Rows, need: int, measured: Measurement | None, lowest: Lowest
+) -> Overrun:
     room = target.ram_bytes - (need - placement.plan.arena_bytes)
     crowded = sorted((row for row in rows if row["live_bytes"] > room), key=lambda row: -row["live_bytes"])
     worst = crowded or sorted(rows, key=lambda row: -row["live_bytes"])[:1]
-    where = f"RAM: {parts}\nvalues while a layer runs, of {max(room, 0):,} bytes that the arena may have:\n"
+    where = f"RAM: {_parts(placement, measured)}\nvalues while a layer runs, of {max(room, 0):,} bytes that the arena may have:\n"
     where += _listed([f"{row['live_bytes']:,} in {_name(row)}" for row in worst])
     if worst:
-        where += f"\nthe largest values in {_name(worst[0])}:\n" + _largest(_alive(placement, rows.index(worst[0])))
+        where += f"\nthe largest values in {_name(worst[0])}:\n" + _alive(placement, rows.index(worst[0]))
+    where += f"\n{lowest.text}" if lowest.text else ""
     ports = [placement.program.buffers[name] for name in (*placement.program.inputs, *placement.program.outputs)]
     is_quantised = any("quantize" in row["op"] for row in rows)
     helps = [_QUANTISE] if any(row["is_float"] for row in rows) else []
     if is_quantised and any(port.dtype == "float32" for port in ports):
         helps.append("take and give 8-bit integers instead of floats: --io int8")
-    helps.append("a smaller input, a larger stride or fewer channels in the layers above")
-    return _Overrun(
+    helps += [*lowest.helps, "a smaller input, a larger stride or fewer channels in the layers above"]
+    least, is_exact = need, measured is not None
+    if lowest.ram_bytes is not None and lowest.ram_bytes < need:
+        least, is_exact = lowest.ram_bytes, lowest.is_exact
+    return Overrun(
         RAM_EXCEEDED,
         f"the model needs {need:,} bytes of RAM, and {target.name} here has {target.ram_bytes:,}: {_over(need, target.ram_bytes)}",
         where,
-        (*helps, _more("ram", need, target)),
+        (*helps, _more("ram", least, target, "" if is_exact else "the stack and other variables")),
     )
 
 
-def _flash(placement: Placement, target: McuTarget, rows: Rows, need: int, what: str) -> _Overrun:
+def _flash(placement: Placement, target: McuTarget, rows: Rows, need: int, is_built: bool) -> Overrun:
     by_size = sorted(rows, key=lambda row: -_flash_of(row))
     heavy = [f"{_flash_of(row):,} in {_name(row)}" for row in by_size if _flash_of(row)]
     weights = [b for b in placement.program.buffers.values() if b.kind == "weight" and b.alias_of is None]
-    where = f"flash by layer, weights and code:\n{_listed(heavy)}\nthe largest weights:\n{_largest(weights)}"
+    where = f"flash by layer, weights{' and code' if is_built else ''}:\n{_listed(heavy)}\nthe largest weights:\n{_largest(weights)}"
     helps = [_QUANTISE] if any(row["is_float"] for row in rows) else [_FOUR_BITS]
     helps.append("fewer channels in the layers above, or pooling before a linear layer")
-    return _Overrun(
+    what = "code and weights" if is_built else "weights"
+    return Overrun(
         "DS0602",
         f"{what} need {need:,} bytes of flash, and {target.name} here has {target.flash_bytes:,}: {_over(need, target.flash_bytes)}",
         where,
-        (*helps, _more("flash", need, target)),
+        (*helps, _more("flash", need, target, "" if is_built else "the code")),
     )
 
 
-def _instructions(target: McuTarget, rows: Rows, need: int) -> _Overrun:
+def _instructions(target: McuTarget, rows: Rows, need: int) -> Overrun:
     limit = target.instructions or 0
     by_count = sorted(rows, key=lambda row: -(row.get("instructions") or 0))
     listed = [
@@ -140,7 +162,7 @@ def _instructions(target: McuTarget, rows: Rows, need: int) -> _Overrun:
         helps.append("give layers with generic loops a form that has a kernel; --strict lists all of them")
     if CORES[target.core].family == "arm" and not CORES[target.core].has_dsp:
         helps.append("choose a core with the DSP extension, a Cortex-M4 or better")
-    return _Overrun(
+    return Overrun(
         "DS0603",
         f"a run takes {need:,} instructions, and {limit:,} are allowed: {_over(need, limit)}",
         "instructions by layer:\n" + _listed(listed or ["not counted by layer: the simulator counts whole runs"]),
@@ -148,8 +170,8 @@ def _instructions(target: McuTarget, rows: Rows, need: int) -> _Overrun:
     )
 
 
-def _more(what: str, need: int, target: McuTarget) -> str:
-    """Say which boards of the same core would do."""
+def _more(what: str, need: int, target: McuTarget, unknown: str = "") -> str:
+    """Say which boards of the same core would do. unknown: what comes on top of `need`."""
     fitting = [
         board.name
         for board in known_boards().values()
@@ -158,6 +180,8 @@ def _more(what: str, need: int, target: McuTarget) -> str:
         and (board.ram_bytes if what == "ram" else board.flash_bytes) >= need
     ]
     boards = f", such as {' or '.join(fitting[:3])}" if fitting else ""
+    if unknown:
+        return f"a chip with more than {need:,} bytes{boards}: how much {unknown} take is known once the rest fits"
     rounded = format_bytes(-(-need // 1024) * 1024)
     return f"a chip with more{boards}: --{what} {rounded}, McuTarget({what}_bytes={need})"
 
@@ -174,14 +198,35 @@ def _flash_of(row: Mapping[str, Any]) -> int:
     return int(row["weight_bytes"]) + int(row.get("code_bytes") or 0)
 
 
-def _alive(placement: Placement, step: int) -> list[Buffer]:
+def _alive(placement: Placement, step: int) -> str:
+    """List the values that exist at a step, the largest first, and which of them lie over another."""
+    buffers, offsets = placement.program.buffers, placement.plan.offsets
     alive = [life.name for life in placement.lives.values() if life.first <= step <= life.last]
-    return [placement.program.buffers[name] for name in (*alive, *placement.states)]
+    lines, placed = [], list[str]()
+    for each in _by_size([buffers[name] for name in (*alive, *placement.states)]):
+        over = ""
+        if each.name in offsets:
+            below = [n for n in placed if _share(offsets[n], buffers[n], offsets[each.name], each)]
+            over = f", over {below[0]}" if below else ""
+            placed.append(each.name)
+        lines.append(_described(each) + over)
+    return _listed(lines)
+
+
+def _share(at: int, one: Buffer, start: int, other: Buffer) -> bool:
+    return at < start + other.size_bytes and start < at + one.size_bytes
+
+
+def _by_size(buffers: Sequence[Buffer]) -> list[Buffer]:
+    return sorted(buffers, key=lambda buffer: (-buffer.size_bytes, buffer.name))
+
+
+def _described(buffer: Buffer) -> str:
+    return f"{buffer.name}: {buffer.size_bytes:,} bytes, {buffer.dtype} {list(buffer.shape)}"
 
 
 def _largest(buffers: Sequence[Buffer]) -> str:
-    by_size = sorted(buffers, key=lambda buffer: (-buffer.size_bytes, buffer.name))
-    return _listed([f"{each.name}: {each.size_bytes:,} bytes, {each.dtype} {list(each.shape)}" for each in by_size])
+    return _listed([_described(each) for each in _by_size(buffers)])
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -19,13 +19,12 @@ def layer_rows(program: Program, placement: Placement) -> list[dict[str, Any]]:
     """Return a row for each layer function, in the order in which they run. A node may become several functions.
 
     kernel: how it is written, and why_generic, if it fell back to plain loops, why.  is_float: it computes in floating point.
-    live_bytes: values in the arena that exist while it runs.
+    live_bytes: of the arena that hold values while it runs; what lies over an operand counts once.
     """
     operators = {node.name: str(node.target) for node in program.graph.nodes}
     rows: list[dict[str, Any]] = []
     for number, kernel in enumerate(placement.program.kernels):
         op = operators.get(kernel.node, "")
-        lives = [life for life in placement.lives.values() if life.first <= number <= life.last]
         row: dict[str, Any] = {
             "node": kernel.node,
             "function": kernel.name,
@@ -38,7 +37,7 @@ def layer_rows(program: Program, placement: Placement) -> list[dict[str, Any]]:
             "kernel": kernel.choice or "generic loops",
             "why_generic": kernel.why,
             "is_float": op not in _BORDERS and _is_float(placement, kernel),
-            "live_bytes": sum(life.size_bytes for life in lives),
+            "live_bytes": _live_bytes(placement, number),
         }
         rows.append(row)
     return rows
@@ -59,6 +58,16 @@ def _trace(placement: Placement, names: Names, name: str) -> dict[str, Any]:
     symbol, offset = location(names, placement, name)
     trace = {"symbol": symbol, "offset": offset, "shape": list(buffer.shape), "dtype": buffer.dtype}
     return {**trace, "channels_last": True} if buffer.channels_last else trace
+
+
+def _live_bytes(placement: Placement, step: int) -> int:
+    lives = [life for life in placement.lives.values() if life.first <= step <= life.last]
+    spans = sorted((placement.plan.offsets[life.name], life.size_bytes) for life in lives)
+    live = top = 0
+    for start, size in spans:
+        live += max(start + size - max(start, top), 0)
+        top = max(top, start + size)
+    return live
 
 
 def _weight_bytes(placement: Placement, kernel: Kernel) -> int:

@@ -93,6 +93,17 @@ def stages(program: Program) -> Iterator[Stage]:
             yield Stage(nodes, tuple(sorted(read, key=order.__getitem__)))  # type: ignore[arg-type]
 
 
+def why_none(program: Program) -> str:
+    """Return what keeps first layers from running patch by patch; "" for a program without convolutions."""
+    if next(stages(program), None) is not None:
+        return "what is around them takes as much"
+    if any(node.target in CONVOLUTIONS for node in program.graph.nodes):
+        return "no two convolutions stand one behind the other, of one image at a time, with values that nothing else reads"
+    if any("conv" in str(node.target) for node in program.graph.nodes):
+        return "only layers in 8-bit integers run patch by patch"
+    return ""
+
+
 def _reach(node: fx.Node) -> list[int]:
     """Return how many places the window of a convolution spans in each dim."""
     dilation: Any = node.args[DILATION]

@@ -177,7 +177,7 @@ def test_a_planted_miscompile_fails_the_build(conv_program: Program, monkeypatch
         assert wrong != made.files["model.c"]
         return replace(made, files={**made.files, "model.c": wrong})
 
-    monkeypatch.setattr("dsopt.backends.mcu.backend.generate", miscompile)
+    monkeypatch.setattr("dsopt.backends.mcu.emitter.generate", miscompile)
     with pytest.raises(CheckError, match="output"):
         dsopt.compile(conv_program.specialize({"batch": 1}), "mcu:cortex-m4")
 

@@ -246,7 +246,7 @@ def test_code_for_instructions_that_the_core_lacks_is_refused_by_the_assembler(m
         )
         return generator.Sources({**made.files, "model.c": wrong}, made.names, made.ports)
 
-    monkeypatch.setattr("dsopt.backends.mcu.backend.generate", with_smlad)
+    monkeypatch.setattr("dsopt.backends.mcu.emitter.generate", with_smlad)
     with pytest.raises(ToolchainError, match=r"DS1021: .* could not compile model\.c\n(.*\n)*.*smlad") as caught:
         dsopt.compile(captured(Net()), "mcu:cortex-m0")
     assert caught.value.exit_code == 4
@@ -261,7 +261,7 @@ def test_code_that_hangs_is_stopped_in_its_layer(monkeypatch: pytest.MonkeyPatch
         wrong = f"{head}body_0_linear({start}{{\n    for (volatile int i = 0; i < 1; i = 0) {{}}{body}"
         return generator.Sources({**made.files, "model.c": wrong}, made.names, made.ports)
 
-    monkeypatch.setattr("dsopt.backends.mcu.backend.generate", hanging)
+    monkeypatch.setattr("dsopt.backends.mcu.emitter.generate", hanging)
     monkeypatch.setattr(
         measure, "simulate", lambda *arguments, **options: measured(*arguments, **{**options, "seconds": 0.5})
     )
