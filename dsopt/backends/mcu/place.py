@@ -10,7 +10,7 @@ from dsopt.backends.tir.program import LoopProgram
 from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
 from dsopt.passes.memory.order import find_order
-from dsopt.passes.memory.overlay import Overlay, plan_overlays
+from dsopt.passes.memory.overlay import Overlay, least_arena_bytes, plan_overlays
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,16 @@ def place(program: LoopProgram, reorder: bool = True) -> Placement:
     reorder: False for programs whose order is meant: patch by patch.
     """
     uses = _Uses(program)
-    given = _place(program, uses)
     if not reorder:
-        return given
+        return _place(program, uses)
     order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, uses.overlays(program))
     if order.numbers == tuple(range(len(program.kernels))):
-        return given
+        return _place(program, uses)
     reordered = replace(program, kernels=tuple(program.kernels[number] for number in order.numbers))
     other = _place(reordered, uses)
+    if other.plan.arena_bytes < least_arena_bytes(uses.lives(program), uses.overlays(program)):
+        return other
+    given = _place(program, uses)
     return other if other.plan.arena_bytes < given.plan.arena_bytes else given
 
 
@@ -90,6 +92,10 @@ class _Uses:
             for kernel in program.kernels
         ]
 
+    def lives(self, program: LoopProgram) -> tuple[Lifetime, ...]:
+        """Return from which kernel to which each buffer of the arena must stay whole."""
+        return lifetimes(self.steps(program), self.sizes, self.before, self.after)
+
     def overlays(self, program: LoopProgram) -> list[Overlay]:
         """Return which results may lie over which operands."""
         return [
@@ -101,7 +107,7 @@ class _Uses:
 
 
 def _place(program: LoopProgram, uses: _Uses) -> Placement:
-    lives = lifetimes(uses.steps(program), uses.sizes, uses.before, uses.after)
+    lives = uses.lives(program)
     states: dict[str, int] = {}
     top = 0
     for state in program.states:

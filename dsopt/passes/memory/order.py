@@ -148,7 +148,21 @@ class _Graph:
         for number in reversed(range(self.count)):
             for other in self.followers[number]:
                 later[number] |= later[other] | (1 << other)
-        return max((self._least(number, earlier[number], later[number]) for number in range(self.count)), default=0)
+        anywhere = max((self._least(number, earlier[number], later[number]) for number in range(self.count)), default=0)
+        return max(anywhere, self._least_first(), self._least_last())
+
+    def _least_first(self) -> int:
+        """Return the fewest bytes alive while an operator runs that may be the first."""
+        return min((self.run(0, self.first_alive, n)[0] for n, mask in enumerate(self.needs) if not mask), default=0)
+
+    def _least_last(self) -> int:
+        """Return the fewest bytes alive while an operator runs that may be the last: what is kept, and what ends with it."""
+        kept = sum(self._size[name] for name in self._kept & {*self._size} if self._users[name] or name in self._held)
+        found = []
+        for number in (n for n, followers in enumerate(self.followers) if not followers):
+            during, left = self.run(self.all & ~(1 << number), 0, number)
+            found.append(kept + during - left)
+        return min(found, default=0)
 
     def _saving(self, number: int, dying: frozenset[str]) -> int:
         if not self._pairs[number]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dsopt.passes.memory.arena import ALIGNMENT, Plan, aligned, lower_bound, plan_arena
 from dsopt.passes.memory.liveness import Lifetime
-from dsopt.passes.memory.overlay_search import Conflicts, search
+from dsopt.passes.memory.overlay_search import Conflicts, raised, search
 
 _Pairs = Mapping[tuple[str, str], "Overlay"]
 """By the names of output and input."""
@@ -59,6 +59,8 @@ def plan_overlays(
     best, best_bytes = dict(plain.offsets), plain.arena_bytes
     conflicts = Conflicts(buffers, pairs, {step: each // alignment for step, each in saved.items()}, alignment)
     if best_bytes > bound:
+        bound = raised(conflicts, bound // alignment, best_bytes // alignment) * alignment
+    if best_bytes > bound:
         starts, top = _hill_climb(conflicts, bound // alignment)
         if top * alignment < best_bytes:
             best, best_bytes = _offsets(buffers, starts, alignment), top * alignment
@@ -77,31 +79,46 @@ def plan_overlays(
     return plan
 
 
+def least_arena_bytes(buffers: Sequence[Lifetime], overlays: Iterable[Overlay], alignment: int = ALIGNMENT) -> int:
+    """Return what no arena is smaller than: bytes alive at the worst step, less the most that overlays could save there."""
+    lives = {buffer.name: buffer for buffer in buffers}
+    pairs = joined(each for each in overlays if _touch(lives, each))
+    return _lower_bound(buffers, _saved_at(buffers, pairs, alignment), alignment)
+
+
 def _hill_climb(conflicts: Conflicts, bound: int) -> tuple[list[int], int]:
     """Fit in fixed orders, then in orders with one buffer moved: any at first, then one of those below the highest."""
-    lives = conflicts.buffers
+    lives, size = conflicts.buffers, conflicts.size
     orders = [sorted(range(len(lives)), key=lambda number: key(lives[number])) for key in _ORDERS]
     random_ = random.Random(0)
     current, (starts, top) = orders[0], conflicts.first_fit(orders[0])
-    best, best_top = starts, top
-    tries = len(orders) + (_TRIES + _AIMED_TRIES if len(lives) <= _FEW else 0)
-    for attempt in range(1, tries):
-        if best_top <= bound:
+    best = starts
+    for order in orders[1:]:
+        if top <= bound:
             break
-        if attempt < len(orders):
-            order = orders[attempt]
-        elif attempt < len(orders) + _TRIES:
-            order = _moved(current, random_)
-        else:
-            highest = max(range(len(lives)), key=lambda number: (starts[number] + conflicts.size[number], -number))
-            chosen = random_.choice([highest, *conflicts.near[highest]])
-            order = _moved(current, random_, chosen)
         found, end = conflicts.first_fit(order)
-        if end < best_top:
-            best, best_top = found, end
         if end <= top:
+            best = found if end < top else best
             current, starts, top = order, found, end
-    return best, best_top
+    highest = None
+    for attempt in range(_TRIES + _AIMED_TRIES if len(lives) <= _FEW else 0):
+        if top <= bound:
+            break
+        if attempt < _TRIES:
+            there, here = random_.randrange(len(current)), random_.randrange(len(current))
+        else:
+            if highest is None:
+                highest = max(range(len(lives)), key=lambda number: (starts[number] + size[number], -number))
+            here = current.index(random_.choice([highest, *conflicts.near[highest]]))
+            there = random_.randrange(len(current))
+        moved = list(current)
+        moved.insert(there, moved.pop(here))
+        fitted = conflicts.refit(moved, starts, here, there, top)
+        if fitted is not None:
+            current, starts, highest = moved, fitted, None
+            end = max(start + units for start, units in zip(starts, size, strict=True))
+            best, top = starts if end < top else best, end
+    return best, top
 
 
 def _offsets(buffers: Sequence[Lifetime], starts: Sequence[int], alignment: int) -> dict[str, int]:
@@ -194,14 +211,6 @@ def _lower_bound(buffers: Sequence[Lifetime], saved: Mapping[int, int], alignmen
         alive += changes[step]
         peak = max(peak, alive - saved.get(step, 0))
     return peak
-
-
-def _moved(order: Sequence[int], random_: random.Random, chosen: int | None = None) -> list[int]:
-    """Return the order with one buffer moved to another place."""
-    moved = list(order)
-    place = random_.randrange(len(moved))
-    moved.insert(place, moved.pop(random_.randrange(len(moved)) if chosen is None else moved.index(chosen)))
-    return moved
 
 
 _ORDERS = (

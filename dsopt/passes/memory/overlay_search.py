@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from dsopt.passes.memory.liveness import Lifetime
@@ -59,8 +60,22 @@ class Conflicts:
                 self.near[n].append(other)
                 self.near[other].append(n)
             alive.append(n)
+        self._apart = [
+            [(other, self.size[other]) for other in near if other not in self.partners[n]]
+            for n, near in enumerate(self.near)
+        ]
         found = (self._ways_of(n, other) for n, near in enumerate(self.near) for other in near if n < other)
         self._ways = [ways for ways in found if ways]
+        self._free_from = [sorted(map(self._height_of, ways))[1] for ways in self._ways]
+        self._ways_with: list[list[int]] = [[] for _ in buffers]
+        for way, ways in enumerate(self._ways):
+            for each in ways[0][0][:2]:
+                self._ways_with[each].append(way)
+        firsts = sorted({life.first for life in buffers})
+        self.alive_at = [
+            (step, frozenset(n for n, life in enumerate(buffers) if life.first <= step <= life.last)) for step in firsts
+        ]
+        self.live_units = [sum(self.size[n] for n in alive) for _, alive in self.alive_at]
 
     def windows(self, height: int) -> tuple[list[int], list[int]] | None:
         """Return the lowest and highest start of each buffer in any packing that ends at or below `height`; None if there is none.
@@ -69,20 +84,35 @@ class Conflicts:
         constraint propagation as in disjunctive scheduling. Fewer rounds than it takes leave the windows wider.
         """
         least, most = [0] * len(self.size), [height - size for size in self.size]
+        # In turn, only pairs that are not free at first, and those of which a window became narrower: the rest would change nothing.
+        turn = [number for number, free_from in enumerate(self._free_from) if free_from > height]
         for _ in range(_ROUNDS):
-            has_changed = False
-            for ways in self._ways:
+            later: set[int] = set()
+            coming = set(turn)
+            while turn:
+                number = heappop(turn)
+                ways = self._ways[number]
                 possible = [way for way in ways if all(least[low] + lead <= most[high] for low, high, lead in way)]
                 if not possible:
                     return None
                 if len(possible) > 1:
                     continue
+                narrower = []
                 for low, high, lead in possible[0]:
                     if least[low] + lead > least[high]:
-                        least[high], has_changed = least[low] + lead, True
+                        least[high] = least[low] + lead
+                        narrower.append(high)
                     if most[high] - lead < most[low]:
-                        most[low], has_changed = most[high] - lead, True
-            if not has_changed:
+                        most[low] = most[high] - lead
+                        narrower.append(low)
+                for other in (way for each in narrower for way in self._ways_with[each]):
+                    if other <= number:
+                        later.add(other)
+                    elif other not in coming:
+                        coming.add(other)
+                        heappush(turn, other)
+            turn = sorted(later)
+            if not turn:
                 break
         return (least, most) if all(low <= high for low, high in zip(least, most, strict=True)) else None
 
@@ -103,6 +133,10 @@ class Conflicts:
             ((operand, output, self.size[operand]),),
         )
 
+    def _height_of(self, way: _Way) -> int:
+        """Return the least height at which two buffers may lie in a way, with nothing else placed."""
+        return max(lead + self.size[high] for _, high, lead in way)
+
     def forbidden(self, number: int, other: int, at: int) -> _Spans:
         """Return where a buffer may not start because another, alive with it, starts at `at`."""
         low, high = at - self.size[number], at + self.size[other]
@@ -116,18 +150,74 @@ class Conflicts:
 
     def first_fit(self, order: Sequence[int]) -> tuple[list[int], int]:
         """Give each buffer the lowest start that those placed before it leave. Returns starts and the end of the highest."""
-        starts = [-1] * len(self.size)
-        top = 0
+        starts, rank = [0] * len(self.size), [0] * len(self.size)
+        for place, number in enumerate(order):
+            rank[number] = place
         for number in order:
-            spans = [
-                span
-                for other in self.near[number]
-                if starts[other] >= 0
-                for span in self.forbidden(number, other, starts[other])
-            ]
-            starts[number] = lowest(spans, 0)
-            top = max(top, starts[number] + self.size[number])
-        return starts, top
+            starts[number] = self._lowest_start(number, starts, rank)
+        return starts, max(start + size for start, size in zip(starts, self.size, strict=True))
+
+    def refit(self, order: Sequence[int], starts: Sequence[int], here: int, there: int, limit: int) -> list[int] | None:
+        """Return what `first_fit` gives for an order, from the starts of one in which the buffer now at `there` was at `here`.
+
+        None if the end of a buffer is above `limit`. Only those are fitted again before which something has changed.
+        """
+        chosen, (first, last) = order[there], sorted((here, there))
+        fitted, rank = list(starts), [0] * len(starts)
+        for place, number in enumerate(order):
+            rank[number] = place
+        coming, queued = [there], bytearray(len(starts))
+        queued[chosen] = 1
+
+        def changes(number: int, was: int | None, now: int | None, after: int, until: int) -> None:
+            """Queue the neighbours between two places of the order whose lowest start may be another if one is at `now`, not at `was`."""
+            end = -1 if now is None else now + self.size[number]
+            for other in self.near[number]:
+                if after < rank[other] <= until and not queued[other]:
+                    start = starts[other]
+                    top = start + self.size[other]
+                    frees = was is not None and was < top and start > 0
+                    hits = now is not None and now < top and start < end
+                    if frees or hits or other in self.partners[number]:
+                        queued[other] = 1
+                        heappush(coming, rank[other])
+
+        if here < there:
+            changes(chosen, starts[chosen], None, first - 1, last)
+        while coming:
+            place = heappop(coming)
+            number = order[place]
+            start = self._lowest_start(number, fitted, rank)
+            if start + self.size[number] > limit:
+                return None
+            fitted[number] = start
+            if number == chosen and there < here:
+                changes(number, None, start, place, last)
+                place = last
+            if start != starts[number]:
+                changes(number, starts[number], start, place, len(order))
+        return fitted
+
+    def _lowest_start(self, number: int, starts: Sequence[int], rank: Sequence[int]) -> int:
+        """Return the lowest start that those leave which come before it. rank: the place of each in the order."""
+        size, place = self.size[number], rank[number]
+        spans = [
+            (at - size, at + above)
+            for other, above in self._apart[number]
+            if rank[other] < place
+            for at in (starts[other],)
+        ]
+        for other in self.partners[number]:
+            if rank[other] < place:
+                spans += self.forbidden(number, other, starts[other])
+        spans.sort()
+        start = 0
+        for low, high in spans:
+            if low < start < high:
+                start = high
+            elif low >= start:
+                break
+        return start
 
 
 def lowest(spans: Sequence[tuple[int, int]], start: int) -> int:
@@ -150,13 +240,12 @@ class Found:
 
 def search(conflicts: Conflicts, height: int, bound: int, nodes: int) -> Found:
     """Search for starts that end below `height`, none of which are below `bound`, with at most `nodes` buffers placed in all."""
-    bound = _raised(conflicts, bound, height)
     one = _Search(conflicts, height, bound, nodes)
     is_exhausted = one.run()
     return Found(one.best, one.height, one.height if is_exhausted else bound, one.nodes)
 
 
-def _raised(conflicts: Conflicts, low: int, high: int) -> int:
+def raised(conflicts: Conflicts, low: int, high: int) -> int:
     """Return the lowest height from `low` to `high` that is not excluded before anything is placed, by halving."""
     while low < high:
         middle = (low + high) // 2
@@ -187,10 +276,6 @@ class _Search:
         weight = [size * (life.last - life.first + 1) for size, life in zip(conflicts.size, lives, strict=True)]
         order = sorted(range(len(lives)), key=lambda n: (-weight[n], -conflicts.size[n], n))
         self._rank = {number: rank for rank, number in enumerate(order)}
-        firsts = sorted({life.first for life in lives})
-        self._alive_at = [
-            (step, frozenset(n for n, life in enumerate(lives) if life.first <= step <= life.last)) for step in firsts
-        ]
 
     def run(self) -> bool:
         """Go through the nodes depth first. Returns whether there is nothing better than what was found."""
@@ -264,7 +349,10 @@ class _Search:
         """Return whether, at each step, what is still to come ends below the best height if stacked in order of least start."""
         size = self._c.size
         order = sorted(lows, key=lambda number: lows[number])
-        for step, alive in self._alive_at:
+        highest = max(lows.values())
+        for (step, alive), units in zip(self._c.alive_at, self._c.live_units, strict=True):
+            if highest + units < self.height:
+                continue
             top = 0
             saved = 0
             for number in order:
