@@ -25,7 +25,7 @@ VOCABULARY = 8192
 
 
 class Sst2(NamedTuple):
-    """Ids (N, LENGTH) int64 and labels (N,) int64, for training and held out."""
+    """Ids (N, length) int64 and labels (N,) int64, for training and held out."""
 
     x_train: Tensor
     y_train: Tensor
@@ -33,11 +33,14 @@ class Sst2(NamedTuple):
     y_test: Tensor
 
 
-def load_sst2(folder: Path) -> Sst2:
-    """Read the sentences for training, and those of dev.tsv as the held-out ones. Raises OSError, or ValueError naming a bad line."""
+def load_sst2(folder: Path, length: int = LENGTH) -> Sst2:
+    """Read the sentences for training, and those of dev.tsv as the held-out ones, as `length` ids each.
+
+    Raises OSError, or ValueError naming a bad line.
+    """
     (train, train_labels), (test, test_labels) = (_read(folder / name) for name in ("train.tsv", "dev.tsv"))
     words = find_words(train)
-    x_train, x_test = (torch.tensor([encode(sentence, words) for sentence in part]) for part in (train, test))
+    x_train, x_test = (torch.tensor([encode(sentence, words, length) for sentence in part]) for part in (train, test))
     return Sst2(x_train, torch.tensor(train_labels), x_test, torch.tensor(test_labels))
 
 
@@ -59,22 +62,22 @@ def find_words(sentences: Sequence[str], count: int = VOCABULARY - FIRST_WORD) -
     return {word: FIRST_WORD + rank for rank, (_, word) in enumerate(ranked[:count])}
 
 
-def encode(sentence: str, words: Mapping[str, int]) -> list[int]:
-    """Return LENGTH ids: the start, the words, padding. Words beyond are left out."""
-    ids = [START, *(words.get(word, UNKNOWN) for word in sentence.lower().split()[: LENGTH - 1])]
-    return ids + [PADDING] * (LENGTH - len(ids))
+def encode(sentence: str, words: Mapping[str, int], length: int = LENGTH) -> list[int]:
+    """Return `length` ids: the start, the words, padding. Words beyond are left out."""
+    ids = [START, *(words.get(word, UNKNOWN) for word in sentence.lower().split()[: length - 1])]
+    return ids + [PADDING] * (length - len(ids))
 
 
 class Layer(nn.Module):
     """Mix (B, S, width) along S in `heads` heads, then apply a network of two layers to each place."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, expansion: int = 2) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -89,16 +92,27 @@ class Layer(nn.Module):
 
 
 class SentimentNet(nn.Module):
-    """Map (B, LENGTH) int64 ids to (B, 2) logits of an average over the words, weighted by a learned question."""
+    """Map (B, length) int64 ids to (B, 2) logits of an average over the words, weighted by a learned question.
 
-    def __init__(self, width: int = 64, heads: int = 4, layers: int = 2, dropout: float = 0.5) -> None:
+    expansion: how many times wider than `width` the network of each layer is in its middle.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        dropout: float = 0.5,
+        length: int = LENGTH,
+        expansion: int = 2,
+    ) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, width)
-        self.places = nn.Parameter(torch.zeros(LENGTH, width))
+        self.places = nn.Parameter(torch.zeros(length, width))
         nn.init.normal_(self.words.weight, std=0.05)
         nn.init.normal_(self.places, std=0.02)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(width, heads, dropout, expansion) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.question = nn.Parameter(torch.zeros(1, 1, width))
         self.classifier = nn.Linear(width, CLASSES)
@@ -143,7 +157,8 @@ def sst2(*, seed: int = 0) -> ModelSpec:
 
 def spec(model: SentimentNet, seed: int = 0) -> ModelSpec:
     """Return a (trained) network with an example of two sentences, the second half as long, and a batch that varies."""
-    ids = example_ids(2, LENGTH, below=VOCABULARY - FIRST_WORD, seed=seed) + FIRST_WORD
+    length = model.places.shape[0]
+    ids = example_ids(2, length, below=VOCABULARY - FIRST_WORD, seed=seed) + FIRST_WORD
     ids[:, 0] = START
-    ids[1, LENGTH // 2 :] = PADDING
+    ids[1, length // 2 :] = PADDING
     return ModelSpec(model, (ids,), dynamic={"ids": {0: "batch"}})

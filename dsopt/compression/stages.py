@@ -17,7 +17,7 @@ from dsopt.passes import PASSES
 from dsopt.passes.base import Pass, PassContext, PassManager, make_pass, make_step, pipeline_text, read_pipeline
 from dsopt.target import Target
 from dsopt.train import distill, qat
-from dsopt.train.distill_loss import Teaching, taught_loss
+from dsopt.train.distill_loss import Teaching, task_loss
 from dsopt.train.loop import Loss
 
 Progress = Callable[[int, int, str], None]
@@ -147,7 +147,7 @@ class Qat:
         check_labels(self.labels, setting.training)
         teaching = Teaching(self.labels, self.logits, temperature=self.temperature)
         return qat(
-            program, setting.training.loader, taught_loss(program.signature.output_tree, teaching, setting.loss),
+            program, setting.training.loader, task_loss(program.signature.output_tree, teaching, setting.loss),
             epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=self.weight_decay, quantize=self.quantize,
             teacher=setting.teacher if self.logits else None, **_shared(setting),
         ).program  # fmt: skip

@@ -94,11 +94,20 @@ def first_output(tree: Tree) -> Callable[[Any], Tensor]:
     return take
 
 
-def taught_loss(tree: Tree, teaching: Teaching, loss: Loss | None = None) -> Loss:
+def taught_loss(
+    tree: Tree, *, labels: float = 0.5, logits: float = 0.5, temperature: float = 2.0, loss: Loss | None = None
+) -> Loss:
     """Return the loss of labels and logits as (outputs, target, the teacher's outputs) -> a scalar, for `qat(teacher=...)`.
 
     tree: of the outputs, as `program.signature.output_tree`.  loss(outputs, target): in the place of `label_loss` of the first output.
+    Raises UsageError for weights that mean nothing.
     """
+    teaching = Teaching(labels, logits, temperature=temperature)
+    return task_loss(tree, teaching, loss)
+
+
+def task_loss(tree: Tree, teaching: Teaching, loss: Loss | None) -> Loss:
+    """Return the parts of the loss that are about outputs, as (outputs, target, the teacher's outputs) -> a scalar; 0 without them."""
     first = first_output(tree)
 
     def total(outputs: Any, target: Any, wanted: Any = None) -> Tensor:

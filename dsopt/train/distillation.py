@@ -16,7 +16,7 @@ from dsopt.ir import Program
 from dsopt.ir.trainable import ProgramModule
 from dsopt.train.checkpoint import digest
 from dsopt.train.data import call, mixed_seed, named_inputs, seeded, split_batch
-from dsopt.train.distill_loss import Teaching, taught_loss
+from dsopt.train.distill_loss import Teaching, task_loss
 from dsopt.train.loop import Epoch, Loop, LoopOptions, Loss
 from dsopt.train.optimizers import OptimizerFactory, make_optimizer, parameter_groups
 from dsopt.train.points import (
@@ -109,7 +109,7 @@ def distill(
         f"rate {learning_rate:g}, decay {weight_decay:g}, pairs {names}",
         patience, where,
     )  # fmt: skip
-    task = taught_loss(student.signature.output_tree, teaching, loss)
+    task = task_loss(student.signature.output_tree, teaching, loss)
     _check_inputs(student, loader, seed)
 
     def step_loss(trained: nn.Module, batch: Any) -> Tensor:

@@ -1,0 +1,1 @@
+"""A deep encoder distilled, pruned and rounded: see `python -m benchmarks.distill --help`."""

@@ -1,0 +1,111 @@
+"""A 24-layer encoder for sentiment, made small: distilled to 6 layers, pruned, and rounded to 8 bits.
+
+A row for each stage, mean over the seeds, on the sentences of dev.tsv:
+
+teacher                   the encoder, trained on labels
+student                   every 4th of its layers, taught by it: labels, logits, hidden values, attention
+pruned                    the student made narrower, and taught again
+int8                      the student in 8 bits, trained with quantisation
+final                     the pruned student in 8 bits, trained with quantisation
+int8 alone, pruned alone  the same done to the teacher itself
+student without teacher   a net of the student's size trained from nothing on labels
+1 layer, bag of words     what little can do
+
+size_bytes, latency_seconds   of the cpu artifact; one sentence of 64 ids, 1 thread, all stages interleaved
+size_ratio, latency_ratio     the teacher's over its own
+accuracy, spread              percent of the artifact's answers that are right, and its standard deviation over the seeds
+accuracy_drop                 points below the teacher of the same seed, the mean
+
+A run keeps its JSON in benchmarks/results/, with machine, versions and seeds; --report shows the newest, with sizes and times measured
+anew on programs of the same form. It takes many hours on one CPU core; --work DIR keeps what is done, and goes on from it.
+
+DIR of --assets holds data/sst2/train.tsv and dev.tsv (see models/sentiment.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.distill import results
+from benchmarks.distill.measure import accuracy, size_and_latency, untrained
+from benchmarks.distill.nets import FULL, QUICK, Scale, read_sentences
+from benchmarks.distill.stages import FINAL, FULL_RECIPE, INT8, QUICK_RECIPE, TEACHER, Run
+from benchmarks.harness import Row, parser, progress, report
+
+_SECONDS = {True: 2.0, False: 30.0}
+"""Of timing, in a quick run and in one that counts."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=5, help="trainings of all stages")
+    options.add_argument("--device", default="cpu", help="where to train, as torch names it")
+    options.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep programs and checkpoints there, and go on from them"
+    )
+    options.add_argument(
+        "--report", action="store_true", help="show the newest run, with sizes and times measured anew"
+    )
+    chosen = options.parse_args(arguments)
+    if chosen.seeds < 1:
+        options.error(f"--seeds is {chosen.seeds} and must be at least 1")
+    torch.set_num_threads(1)
+    if chosen.report:
+        try:
+            document = results.newest()
+        except FileNotFoundError as problem:
+            options.error(str(problem))
+        scale = Scale(**document["scale"])
+        measured = size_and_latency(untrained(scale), scale, _SECONDS[chosen.quick])
+        report("distill", _rows(document["accuracies"], measured), as_json=chosen.json, runs=[_origin(document)])
+        return
+    if chosen.assets is None:
+        options.error("training needs --assets DIR; --report shows what was trained before")
+    scale, recipe = (QUICK, QUICK_RECIPE) if chosen.quick else (FULL, FULL_RECIPE)
+    seeds = range(1 if chosen.quick else chosen.seeds)
+    data = read_sentences(chosen.assets, scale)
+    accuracies: dict[str, list[float]] = {}
+    programs = {}
+    for seed in seeds:
+        programs = Run(data, scale, recipe, seed, chosen.device, chosen.work).programs()
+        progress(f"seed {seed}: judging")
+        for name, program in programs.items():
+            accuracies.setdefault(name, []).append(accuracy(program, data))
+    rows = _rows(accuracies, size_and_latency(programs, scale, _SECONDS[chosen.quick]))
+    if not chosen.quick:
+        progress(f"kept as {results.keep(rows, accuracies, list(seeds), scale, recipe)}")
+    report("distill", rows, as_json=chosen.json)
+
+
+def _rows(accuracies: Mapping[str, Sequence[float]], measured: Mapping[str, Row]) -> list[Row]:
+    teacher = np.asarray(accuracies[TEACHER])
+    rows: list[Row] = []
+    for name, values in accuracies.items():
+        row: Row = {
+            "stage": name,
+            **measured[name],
+            "accuracy": float(np.mean(values)),
+            "spread": float(np.std(values)),
+        }
+        if name in (INT8, FINAL):
+            row["accuracy_drop"] = float(np.mean(teacher - np.asarray(values)))
+        rows.append({**row, "seeds": len(values)})
+    return rows
+
+
+def _origin(document: Mapping[str, object]) -> Row:
+    """Return where the accuracies come from: the machine and the versions that they were trained with."""
+    machine = document["machine"]
+    assert isinstance(machine, dict)
+    return {
+        "trained on": machine["processor"],
+        **{name: machine[name] for name in ("dsopt", "torch") if name in machine},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The trainings of one seed, each kept in a folder if there is one, so that a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.nn.functional import cross_entropy
+
+from benchmarks.distill.nets import Scale, bag_of_words, batches, encoder
+from benchmarks.harness import progress
+from dsopt import PassManager, Program, parse_pipeline
+from dsopt.train import distill, qat, student, taught_loss
+from models.sentiment import Sst2
+
+TEACHER, STUDENT, PRUNED, INT8, FINAL = "teacher", "student", "pruned", "int8", "final"
+WITHOUT_TEACHER, ONE_LAYER, BAG = "student without teacher", "1 layer", "bag of words"
+INT8_ALONE, PRUNED_ALONE = "int8 alone", "pruned alone"
+
+TEACHING: dict[str, float] = {"labels": 0.3, "logits": 0.7, "hidden": 0.1, "attention": 1.0, "temperature": 2.0}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each is trained, and at which learning rates."""
+
+    epochs: int
+    student_epochs: int
+    int8_epochs: int
+    learning_rate: float = 3e-4
+    int8_learning_rate: float = 3e-5
+    weight_decay: float = 0.1
+
+
+FULL_RECIPE = Recipe(12, 12, 3)
+QUICK_RECIPE = Recipe(2, 2, 1, learning_rate=2e-3)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed. folder: what keeps programs and checkpoints, None for nothing."""
+
+    data: Sst2
+    scale: Scale
+    recipe: Recipe
+    seed: int
+    device: str
+    folder: Path | None
+
+    def programs(self) -> dict[str, Program]:
+        """Train all stages, and what they are compared with."""
+        scale, seed, recipe = self.scale, self.seed, self.recipe
+        layers = -(-scale.layers // scale.every)
+        teacher = self._alone(TEACHER, lambda: encoder(scale, scale.layers, seed), recipe.epochs)
+        small = self._taught(STUDENT, lambda: student(teacher, keep_every=scale.every), teacher)
+        narrow = self._taught(PRUNED, lambda: pruned(small, scale), teacher)
+        return {
+            TEACHER: teacher, STUDENT: small, PRUNED: narrow,
+            INT8: self._rounded(INT8, small, teacher), FINAL: self._rounded(FINAL, narrow, teacher),
+            INT8_ALONE: self._rounded(INT8_ALONE, teacher, teacher),
+            PRUNED_ALONE: self._taught(PRUNED_ALONE, lambda: pruned(teacher, scale), teacher),
+            WITHOUT_TEACHER: self._alone(WITHOUT_TEACHER, lambda: encoder(scale, layers, seed), recipe.student_epochs),
+            ONE_LAYER: self._alone(ONE_LAYER, lambda: encoder(scale, 1, seed), recipe.student_epochs),
+            BAG: self._alone(BAG, lambda: bag_of_words(scale), recipe.epochs, rate=1e-2),
+        }  # fmt: skip
+
+    def _alone(self, name: str, make: Callable[[], Program], epochs: int, rate: float | None = None) -> Program:
+        """Train on labels."""
+
+        def train(checkpoint: Path | None) -> Program:
+            return distill(
+                make(), None, batches(self.data), epochs=epochs, labels=1.0, logits=0.0, **self._options(checkpoint, rate)
+            ).program  # fmt: skip
+
+        return self._kept(name, train)
+
+    def _taught(self, name: str, make: Callable[[], Program], teacher: Program) -> Program:
+        """Train by the teacher."""
+
+        def train(checkpoint: Path | None) -> Program:
+            return distill(
+                make(), teacher, batches(self.data), epochs=self.recipe.student_epochs, **TEACHING, **self._options(checkpoint)
+            ).program  # fmt: skip
+
+        return self._kept(name, train)
+
+    def _rounded(self, name: str, program: Program, teacher: Program) -> Program:
+        """Train with quantisation, by the teacher's logits too."""
+        loss = taught_loss(program.signature.output_tree, labels=0.3, logits=0.7, temperature=2.0, loss=cross_entropy)
+
+        def train(checkpoint: Path | None) -> Program:
+            options = self._options(checkpoint, self.recipe.int8_learning_rate)
+            return qat(
+                program, batches(self.data), loss, epochs=self.recipe.int8_epochs, teacher=teacher, **options
+            ).program
+
+        return self._kept(name, train)
+
+    def _options(self, checkpoint: Path | None, rate: float | None = None) -> dict[str, Any]:
+        return {
+            "learning_rate": rate or self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay,
+            "checkpoint": checkpoint, "checkpoint_steps": 20, "seed": self.seed, "device": self.device,
+        }  # fmt: skip
+
+    def _kept(self, name: str, train: Callable[[Path | None], Program]) -> Program:
+        """Read what an earlier run has left, or train and leave it."""
+        progress(f"seed {self.seed}: {name}")
+        if self.folder is None:
+            return train(None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{self.seed}-{name.replace(' ', '-')}"
+        done, checkpoint = self.folder / f"{stem}.dsoptp", self.folder / f"{stem}.ckpt"
+        if done.exists():
+            return Program.load(done)
+        program = train(checkpoint)
+        program.save(done)
+        checkpoint.unlink(missing_ok=True)
+        return program
+
+
+def pruned(program: Program, scale: Scale) -> Program:
+    """Return a narrower program."""
+    return PassManager(parse_pipeline(scale.prune)).run(program)[0]
