@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from dsopt.cli.packages import EXTRAS, extra_of
-from dsopt.cli.signals import Terminated
+from dsopt.cli.signals import Terminated, end_at_once, ignore_signals
 from dsopt.errors import DsoptError, ToolchainError, UsageError, WriteError
 
 INTERRUPTED = 130
@@ -48,11 +48,9 @@ def exit_code_of(run: Callable[[], Any], arguments: Sequence[str]) -> int:
             return 2
         return _report(_usage_error(error), arguments)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ndsopt: interrupted; nothing half-written was left behind", err=True)
-        return INTERRUPTED
+        return _stopped("\ndsopt: interrupted", INTERRUPTED)
     except Terminated:
-        click.echo("dsopt: told to stop; nothing half-written was left behind", err=True)
-        return TERMINATED
+        return _stopped("dsopt: told to stop", TERMINATED)
     except (ReaderGoneError, BrokenPipeError):
         return BROKEN_PIPE
     except ModuleNotFoundError as error:
@@ -80,6 +78,14 @@ def flush_quietly(code: int) -> int:
     if code == BROKEN_PIPE:
         with suppress(OSError, ValueError):  # in tests, stdout is no real file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _stopped(what: str, code: int) -> int:
+    ignore_signals()
+    with suppress(OSError):
+        click.echo(f"{what}; nothing half-written was left behind", err=True)
+    end_at_once(code)
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +181,53 @@ def test_a_signal_in_the_middle_leaves_nothing_half_written(tmp_path: Path, name
     assert "nothing half-written was left behind" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+STOPPED_TWICE = """
+import os, signal, sys, time
+import click
+import dsopt.cli.failures
+from dsopt.artifact import writing
+
+number = getattr(signal, os.environ["SIGNAL"])
+where = os.environ["AGAIN"]
+
+def stop(descriptor):
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+
+def again(function):
+    def call(*arguments, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        return function(*arguments, **options)
+    return call
+
+writing.os.fsync = stop
+if where == "removing":
+    writing.shutil.rmtree = again(writing.shutil.rmtree)
+elif where == "saying":
+    dsopt.cli.failures.click.echo = again(click.echo)
+else:
+    dsopt.cli.group.flush_quietly = again(dsopt.cli.group.flush_quietly)
+from dsopt.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("where", ["removing", "saying", "leaving"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_second_signal_changes_nothing(tmp_path: Path, name: str, code: int, where: str) -> None:
+    arguments = ["compile", "tests.cli.models:tiny", "-t", "cpu", "-o", str(tmp_path / "folder")]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_TWICE, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "SIGNAL": name, "AGAIN": where}, timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().splitlines()[-1].endswith("; nothing half-written was left behind")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 WITHOUT_COMPILER = """
