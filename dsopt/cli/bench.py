@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsopt.cli.layers import layer_rows, patches_text
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
 from dsopt.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsopt.artifact import Artifact
     from dsopt.measure.bench import Bench
 
 
@@ -63,35 +63,33 @@ def command(
         found = bench(
             opened, program, peers, feeds=feeds, sizes=dim, layers=layers, threads=threads, seconds=seconds, seed=seed, progress=progress
         )  # fmt: skip
-    console.result({"artifact": str(artifact), **found.as_dict()}, _text(found, _operators(opened)))
+    console.result({"artifact": str(artifact), **found.as_dict()}, _text(found, opened.manifest))
 
 
-def _operators(artifact: Artifact) -> dict[str, str]:
-    return {str(entry.get("node", "")): str(entry.get("op", "")) for entry in artifact.manifest.get("layers", ())}
-
-
-def _text(found: Bench, operators: Mapping[str, str]) -> str:
+def _text(found: Bench, manifest: Mapping[str, Any]) -> str:
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.shapes.items())
     text = pairs(
-        [("target", found.target), ("inputs", shapes), ("threads", found.threads), ("instructions", found.instructions)]
+        [
+            ("target", found.target),
+            ("inputs", shapes),
+            ("threads", found.threads),
+            ("instructions", found.instructions),
+            ("patches", patches_text(manifest)),
+        ]
     )
     rows = [(each.name, each.runs, each.p50_ms, each.p90_ms, each.p99_ms) for each in found.timings]
     text += ("\n" if rows else "") + table(["", "runs", "p50 ms", "p90 ms", "p99 ms"], rows)
     ratios = [(f"dsopt / {each.peer}", each.ratio, each.low, each.high) for each in found.ratios]
     text += ("\n" if ratios else "") + table(["time of", "median ratio", "95 % from", "to"], ratios)
     if found.layers:
-        text += "\n" + _layers(found, operators)
+        text += "\n" + _layers(found, manifest)
     return text
 
 
-def _layers(found: Bench, operators: Mapping[str, str]) -> str:
+def _layers(found: Bench, manifest: Mapping[str, Any]) -> str:
     if found.instructions is not None:
-        whole = max(found.instructions, 1)
-        rows = [
-            (each.layer or each.node, each.instructions, f"{(each.instructions or 0) / whole:.1%}")
-            for each in found.layers
-        ]
-        return table(["layer", "instructions", "share"], rows)
+        return _counts(found, manifest)
+    operators = {str(entry.get("node", "")): str(entry.get("op", "")) for entry in manifest.get("layers", ())}
     total = sum(each.seconds or 0.0 for each in found.layers) or 1.0
     seconds: dict[tuple[str, str], float] = {}
     for each in found.layers:
@@ -99,3 +97,14 @@ def _layers(found: Bench, operators: Mapping[str, str]) -> str:
         seconds[place] = seconds.get(place, 0.0) + (each.seconds or 0.0)
     times = [(layer, op, taken * 1e3, f"{taken / total:.1%}") for (layer, op), taken in seconds.items()]
     return table(["layer", "operator", "ms", "share"], times)
+
+
+def _counts(found: Bench, manifest: Mapping[str, Any]) -> str:
+    whole = max(found.instructions or 0, 1)
+    rows = [
+        (each.layer, each.op, each.kernel, each.count, each.instructions, f"{(each.instructions or 0) / whole:.1%}")
+        for each in layer_rows(manifest, [each.instructions for each in found.layers])
+    ]
+    header = ["layer", "operator", "kernel", "pieces", "instructions", "share"]
+    used = [column for column in range(len(header)) if header[column] != "pieces" or manifest.get("patches")]
+    return table([header[column] for column in used], [[row[column] for column in used] for row in rows])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dsopt.cli.gate import judging, make_gate, notes_text, verdict_text
+from dsopt.cli.layers import patches_text, port_text
 from dsopt.cli.limits import choose_target, limiting
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, shortened, table
@@ -167,27 +168,22 @@ def _text(build: Build, place: Path, explain: bool) -> str:
     for part in (notes_text(build.records), verdict_text(build.verdict) if build.verdict else ""):
         text += f"\n{part}" if part else ""
     text += "\n" if text else ""
-    memory = build.artifact.manifest.get("memory", {})
-    limits = build.artifact.manifest.get("limits", {})
+    manifest = build.artifact.manifest
+    memory, limits = manifest.get("memory", {}), manifest.get("limits", {})
+    ports = [(kind, entry) for kind in ("input", "output") for entry in manifest[f"{kind}s"]]
+    ports = ports if any("stored" in entry for _, entry in ports) else []
     agreement = build.agreement
     return text + pairs(
         [
             ("artifact", place), ("target", build.artifact.target), ("bytes", _byte_count(build)),
+            *((f"{kind} {entry['name']}", port_text(entry)) for kind, entry in ports),
             *((key.replace("_", " "), value) for key, value in sorted(memory.items()) if isinstance(value, int)),
             *((f"{key.replace('_', ' ')} left", limit - memory[key]) for key, limit in sorted(limits.items()) if key in memory),
-            ("patches", _patches(build)),
+            ("patches", patches_text(manifest)),
             ("check", agreement.summary()), ("accuracy", build.verdict.summary() if build.verdict else ""),
             *((f"runs elsewhere: {layer.get('layer') or layer.get('node')}", layer["fallback"]) for layer in fallbacks(build)),
         ]
     )  # fmt: skip
-
-
-def _patches(build: Build) -> str:
-    """Say which layers run patch by patch."""
-    patches = build.artifact.manifest.get("patches")
-    if not patches:
-        return ""
-    return f"{patches['rows']} x {patches['columns']} of %{patches['until']} and all before it, {patches['multiply_adds']:,} multiply-adds"
 
 
 def _change(counts: tuple[int, int]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsopt.cli.layers import layer_rows, patches_text, port_text
 from dsopt.cli.options import reading_models, speaking
 from dsopt.cli.output import Output, pairs, table
 from dsopt.errors import UsageError
@@ -124,19 +125,20 @@ def _artifact_text(artifact: Artifact) -> str:
     head = pairs(
         [
             ("target", artifact.target),
-            *((f"input {entry['name']}", _tensor(entry)) for entry in manifest["inputs"]),
-            *((f"state {entry['name']}", _tensor(entry)) for entry in manifest.get("states", ())),
-            *((f"output {entry['name']}", _tensor(entry)) for entry in manifest["outputs"]),
+            *((f"input {entry['name']}", port_text(entry)) for entry in manifest["inputs"]),
+            *((f"state {entry['name']}", port_text(entry)) for entry in manifest.get("states", ())),
+            *((f"output {entry['name']}", port_text(entry)) for entry in manifest["outputs"]),
             *((f"size {name}", f"{entry['min']} to {entry['max'] or 'any'}") for name, entry in sorted(manifest.get("dims", {}).items())),
             *((key.replace("_", " "), value) for key, value in sorted(manifest.get("memory", {}).items()) if isinstance(value, int)),
             ("passes", ", ".join(str(entry.get("name", "")) for entry in manifest.get("passes", ()))),
+            ("patches", patches_text(manifest)),
             ("accuracy", _accuracy_line(manifest)),
         ]
     )  # fmt: skip
     files = table(
         ["file", "bytes", "sha256"], [(n, e["bytes"], e["sha256"][:16]) for n, e in sorted(manifest["files"].items())]
     )
-    return head + "\n" + _layers_text(manifest.get("layers", ())) + _quantisation_text(manifest) + files
+    return head + "\n" + _layers_text(manifest) + _quantisation_text(manifest) + files
 
 
 def _quantisation_text(manifest: Mapping[str, Any]) -> str:
@@ -177,16 +179,13 @@ def _accuracy_line(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _layers_text(layers: Sequence[Any]) -> str:
+def _layers_text(manifest: Mapping[str, Any]) -> str:
+    is_patched = bool(manifest.get("patches"))
     rows = [
-        (entry.get("layer", ""), entry.get("op", ""), entry.get("shape"), entry.get("multiply_adds"), entry.get("instructions"))
-        for entry in layers
+        (each.layer, each.op, each.kernel, each.shape, each.count if is_patched else None, each.multiply_adds, each.instructions)
+        for each in layer_rows(manifest)
     ]  # fmt: skip
-    header = ["layer", "operator", "shape", "multiply-adds", "instructions"]
+    header = ["layer", "operator", "kernel", "shape", "pieces", "multiply-adds", "instructions"]
     used = [column for column in range(len(header)) if any(row[column] not in (None, "") for row in rows)]
     text = table([header[column] for column in used], [[row[column] for column in used] for row in rows])
     return text + "\n" if text else ""
-
-
-def _tensor(entry: Any) -> str:
-    return f"{entry['dtype']}[{', '.join(str(size) for size in entry['shape'])}]"

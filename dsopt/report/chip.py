@@ -53,7 +53,7 @@ class Budget:
 class Chip:
     """A program on a chip. arena_room: the bytes that the arena might have within the limit on RAM, None without one.
 
-    patches: how the first layers run piece by piece, None where they run whole; then until which node, in how many rows and columns.
+    patches: how the first layers run piece by piece, None where they run whole; then until which layer, in how many rows and columns.
     """
 
     layers: tuple[ChipLayer, ...]
@@ -115,4 +115,5 @@ def _patches(manifest: Mapping[str, Any]) -> Patches | None:
     if manifest.get("patches") is None:
         return None
     entry = record(manifest, "patches")
-    return Patches(text(entry, "until"), count(entry, "rows"), count(entry, "columns"), count(entry, "multiply_adds"))
+    until = text(entry, "layer") or text(entry, "until")
+    return Patches(until, count(entry, "rows"), count(entry, "columns"), count(entry, "multiply_adds"))

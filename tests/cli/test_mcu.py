@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,26 @@ def test_a_quantised_chip_gives_the_bits_of_the_model_quantised_again(run: Run, 
     assert "flash bytes" in run("inspect", "q").stdout
     run("report", "q")
     assert "flash bytes" in Path("report.html").read_text()
+
+
+def test_patches_of_a_layer_are_summed_and_ports_of_integers_are_shown(run: Run, run_json: Callable[..., Any]) -> None:
+    np.savez("d.npz", x=np.random.default_rng(0).standard_normal((8, 3, 24, 24), dtype=np.float32))
+    net = ("compile", "tests.cli.models:stages", "-t", "mcu:cortex-m4", "--io", "int8", "--passes", "...,quantize")
+    made = run(*net, "--data", "d.npz", "--optimize", "ram", "-o", "p").stdout
+    manifest = json.loads(Path("p/manifest.json").read_text())
+    patches, rows = manifest["patches"], manifest["layers"]
+    told = f"{patches['rows']} x {patches['columns']} of {patches['layer']} and all before it"
+    bench, shown = run("bench", "p", "--layers").stdout, run("inspect", "p").stdout
+    assert all(f"patches{told}".replace(" ", "") in text.replace(" ", "") for text in (made, bench, shown))
+    first = [row for row in rows if row["layer"] == "features.0" and row["op"] == "dsopt.q_conv.default"]
+    assert len(first) == patches["rows"] * patches["columns"] > 1
+    for text in (bench, shown):
+        (line,) = [line.split() for line in text.splitlines() if line.startswith("features.0 ") and "q_conv" in line]
+        assert "matrix" in line
+        assert str(len(first)) in line
+        assert f"{sum(row['instructions'] for row in first):,}" in line
+    assert len(run_json("bench", "p", "--layers")["layers"]) == len(rows)
+    stored = manifest["inputs"][0]["stored"]
+    port = f"int8[1, 3, 24, 24], scale {stored['scale']:.9g}, zero point {stored['zero_point']}"
+    assert port in shown
+    assert port in made

@@ -112,6 +112,8 @@ def test_patches_are_told() -> None:
     patches = {"until": "relu_4", "rows": 3, "columns": 2, "multiply_adds": 123456}
     words = " ".join(_nesting(page("net", CHIP | {"patches": patches})).words.split())
     assert "The layers up to relu_4 run in 6 patches, in 3 rows and 2 columns" in words
+    named = " ".join(_nesting(page("net", CHIP | {"patches": {**patches, "layer": "blocks.4"}})).words.split())
+    assert "The layers up to blocks.4 run in 6 patches" in named
     assert "123,456 multiply-adds" in words
 
 
