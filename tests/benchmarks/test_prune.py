@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import prune
-from benchmarks.masked import kept_indices, masked_difference, randomized
+from benchmarks.prune import __main__ as prune
+from benchmarks.prune import candidates
+from benchmarks.prune.masked import kept_indices, masked_difference, randomized
 from dsopt.frontend.export import export_module
 from dsopt.ir import example_inputs
 from dsopt.passes.base import PassManager, parse_pipeline
@@ -35,8 +36,8 @@ def test_a_ratio_out_of_reach_is_a_failure_of_that_model(capsys: pytest.CaptureF
 
 
 def test_small_models_of_a_family_are_told_by_their_names() -> None:
-    assert prune.smallest(["net_large", "net_tiny", "net_small"]) == "net_tiny"
-    assert prune.smallest(["b", "a"]) == "a"
+    assert candidates.smallest(["net_large", "net_tiny", "net_small"]) == "net_tiny"
+    assert candidates.smallest(["b", "a"]) == "a"
 
 
 def test_the_judge_finds_a_weight_that_was_cut_in_the_wrong_place() -> None:

@@ -1,4 +1,4 @@
-"""Captures randomized networks, prunes them, and has them judged by `benchmarks.masked`."""
+"""Captures randomized networks, prunes them, and has them judged by `benchmarks.prune.masked`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks import masked
+from benchmarks.prune import masked
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program, example_inputs
 from dsopt.passes.base import PassManager, PassRecord, parse_pipeline

@@ -1,0 +1,164 @@
+"""What the prune pass does to whole architectures: how much goes, and whether what is left computes the same.
+
+model               of models/, torchvision or timm, with random weights in float64
+parameters, parameters_removed, multiply_adds_removed: before pruning; shares from 0 to 1
+masked_difference   of the pruned program from the original with all removed channels set to zero (benchmarks/prune/masked.py)
+analysis_seconds, seconds: CPU time of axis inference and groups; of the whole pass with its verification
+peer_parameters_removed, peer_seconds, peer_failure: the same of Torch-Pruning, where --packages has it (benchmarks/prune/peer.py)
+
+A second table has the CPU seconds that inference and groups take for deep networks, ResNet-152 and an encoder of 24 layers; a third
+how much faster the cpu artifact of a ResNet-50 is without 60 % of its parameters. Models that do not get that far are listed as
+failures, each with the stage and the cause. --all takes every classifier of torchvision and one model of each family (module) of timm.
+Install them without their dependencies, away from the environment, and name the folder:
+
+    pip install --no-deps --target DIR torchvision timm huggingface_hub safetensors pyyaml pillow torch-pruning
+    python -m benchmarks.prune --packages DIR --all --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import dsopt
+from benchmarks.harness import Row, parser, progress, report
+from benchmarks.prune.candidates import Candidate, Failed, candidates
+from benchmarks.prune.masked import masked_difference, randomized
+from benchmarks.prune.peer import has_peer, peer_columns
+from benchmarks.prune.speed import speed
+from dsopt.frontend.export import export_module
+from dsopt.ir import Program, example_inputs
+from dsopt.ir.multiply_adds import multiply_adds
+from dsopt.passes.base import PassManager, parse_pipeline
+from dsopt.passes.prune.channels import Channels
+from dsopt.passes.prune.inference import AxisInference
+from models.bert import bert
+from models.resnet import resnet152
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print one row a model, and the failures."""
+    options = parser(__doc__)
+    options.add_argument(
+        "--all", action="store_true", help="all of torchvision's classifiers and one model a family of timm"
+    )
+    options.add_argument("--ratio", type=float, default=0.5, help="share of the parameters that is to go, 0.5")
+    options.add_argument("--options", default="", help='further options of the pass, as "scope=local,align=16"')
+    options.add_argument(
+        "--models", default="", help="only these, separated by commas: NAME, torchvision/NAME or timm/NAME"
+    )
+    options.add_argument("--packages", type=Path, metavar="DIR", help="folder with torchvision and timm")
+    options.add_argument(
+        "--largest", type=float, default=100, help="million parameters above which a model is left out, 100"
+    )
+    chosen = options.parse_args(arguments)
+    if chosen.packages is not None:
+        sys.path.insert(0, str(chosen.packages))
+    rows, failures = [], list[Row]()
+    for candidate in candidates(chosen):
+        progress(candidate.name)
+        try:
+            rows.append(measure(candidate, chosen))
+        except Failed as failure:
+            failures.append({"model": candidate.name, "cause": str(failure)})
+    is_whole = not chosen.models and not chosen.quick
+    deep = [analysed("resnet152", resnet152()), analysed("encoder24", encoder())] if is_whole else []
+    faster = [speed()] if is_whole else []
+    report("prune", rows, as_json=chosen.json, analysis=deep, speed=faster, failures=failures)
+
+
+def encoder() -> dsopt.ModelSpec:
+    """Return a BERT of 24 layers, 768 wide."""
+    return bert(layers=24, hidden=768, heads=12)
+
+
+def analysed(name: str, spec: dsopt.ModelSpec) -> Row:
+    """Return what inference and groups of a deep network take."""
+    progress(name)
+    program = dsopt.capture(spec)
+    start = time.process_time()
+    groups = Channels(AxisInference(program)).groups
+    return {
+        "network": name,
+        "nodes": len(program.graph.nodes),
+        "groups": len(groups),
+        "cpu_seconds": time.process_time() - start,
+    }
+
+
+def measure(candidate: Candidate, chosen: argparse.Namespace) -> Row:
+    """Capture, prune and judge a model, and let Torch-Pruning try. Raises Failed."""
+    side, program = _captured(candidate, chosen.largest)
+    start = time.process_time()
+    Channels(AxisInference(program))
+    analysed = time.process_time() - start
+    pipeline = f"prune{{ratio={chosen.ratio}{',' if chosen.options else ''}{chosen.options}}}"
+    with _stage("prune"):
+        result, _ = PassManager(parse_pipeline(pipeline)).run(program)
+    seconds = time.process_time() - start - analysed
+    with _stage("judge"):
+        difference = masked_difference(program, result, example_inputs(program, seed=1))
+    before, after = parameters(program), parameters(result)
+    products = [sum(multiply_adds(node) for node in each.graph.nodes) for each in (program, result)]
+    return {
+        "model": candidate.name, "parameters": before, "parameters_removed": 1 - after / before,
+        "multiply_adds_removed": 1 - products[1] / products[0], "masked_difference": difference,
+        "analysis_seconds": analysed, "seconds": seconds,
+        **(peer_columns(candidate.name, side) if has_peer() else {}),
+    }  # fmt: skip
+
+
+def _captured(candidate: Candidate, largest: float) -> tuple[int, Program]:
+    """Capture a model on the smallest images that it takes."""
+    for side in candidate.sides:
+        with _stage("build"):
+            spec = candidate.build(side)
+        count = sum(parameter.numel() for parameter in spec.model.parameters())
+        if count > largest * 1e6:
+            raise Failed(f"build: {count:,} parameters are more than --largest {largest:g} million")
+        try:
+            with _stage("export"):
+                keywords = {name: _double(value) for name, value in (spec.kwargs or {}).items()}
+                return side, export_module(randomized(spec.model), tuple(map(_double, spec.args)), keywords)
+        except Failed:
+            if side == candidate.sides[-1]:
+                raise
+    raise AssertionError("a candidate has a side")
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class _stage:  # noqa: N801  read as a word: with _stage("prune")
+    """Turn whatever goes wrong in a stage of a stranger's model into a Failed with its cause."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.quiet = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        self.quiet.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        self.quiet.__exit__(kind, problem, trace)  # type: ignore[arg-type]
+        if isinstance(problem, Exception) and not isinstance(problem, Failed):
+            lines = str(problem).splitlines()
+            raise Failed(f"{self.name}: {type(problem).__name__}: {' '.join(lines[:3])[:400]}") from problem
+
+
+def parameters(program: Program) -> int:
+    """Return the number of parameters."""
+    names = {spec.name for spec in program.signature.weights if spec.kind == "parameter"}
+    return sum(value.numel() for name, value in program.weights.items() if name in names)
+
+
+if __name__ == "__main__":
+    main()
