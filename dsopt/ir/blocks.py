@@ -52,24 +52,55 @@ class Layer:
 def find_blocks(program: Program) -> tuple[Block, ...]:
     """Return the blocks of a program in its order, under the names of the modules that compute the sums."""
     ancestors = _ancestors(program.graph)
+    inputs = frozenset(program.inputs)
     found: dict[str, list[tuple[fx.Node, int]]] = {}
     for node in program.graph.nodes:
-        place = _shortcut(node, ancestors)
+        place = _shortcut(node, ancestors, inputs)
         if place is not None:
             found.setdefault(program.layer(node) or node.name, []).append((node, place))
     return tuple(Block(name, tuple(shortcuts)) for name, shortcuts in found.items())
 
 
 def find_layers(program: Program) -> tuple[Layer, ...]:
-    """Return the layers of a program in its order: blocks that have parameters of their own, those that alternate taken together."""
+    """Return the layers of a program in its order: blocks that have parameters of their own.
+
+    Blocks that alternate are taken together. A module that computes the sums of several layers in a loop is taken apart where they repeat.
+    """
     ancestors, places = _ancestors(program.graph), list(program.graph.nodes)
-    inner = [(block, _inside(block, ancestors, places)) for block in find_blocks(program)]
     learned = {
         node for node, spec in zip(program.placeholders, program.signature.weights, strict=False) if spec.kind == "parameter"
     }  # fmt: skip
-    inner = [(block, inside) for block, inside in inner if inside & learned]
-    step = _period([_kinds(inside) for _, inside in inner])
-    return tuple(_layer(program, inner[start : start + step]) for start in range(0, len(inner), step))
+    blocks = [block for block in find_blocks(program) if _inside(block, ancestors, places) & learned]
+    sums = {block.name: [_kinds(part, ancestors, places) for part in _chunks(block, 1)] for block in blocks}
+    parts: list[Block] = []
+    for block in blocks:
+        is_alone = sum(each == sums[block.name] for each in sums.values()) == 1
+        parts += _chunks(block, _period(sums[block.name]) or len(block.shortcuts)) if is_alone else [block]
+    step = _period([_kinds(part, ancestors, places) for part in parts]) or 1
+    members = [parts[start : start + step] for start in range(0, len(parts), step)]
+    sources = [_source(group[0]) for group in members]
+    return tuple(
+        Layer(
+            tuple(group), source, _outcome(program, group[-1], source, following),
+            frozenset().union(*(_inside(part, ancestors, places) for part in group)),
+        )
+        for group, source, following in zip(members, sources, [*sources[1:], None], strict=False)
+    )  # fmt: skip
+
+
+def _chunks(block: Block, size: int) -> list[Block]:
+    """Cut a block after every `size` sums; the parts have the names of their first sums beside the module's."""
+    if size >= len(block.shortcuts):
+        return [block]
+    parts = [block.shortcuts[start : start + size] for start in range(0, len(block.shortcuts), size)]
+    return [Block(f"{block.name}.{part[0][0].name}", part) for part in parts]
+
+
+def _source(block: Block) -> fx.Node:
+    node, place = block.shortcuts[0]
+    source = node.args[place]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def cut_layers(program: Program, layers: Iterable[Layer]) -> None:
@@ -83,31 +114,31 @@ def cut_layers(program: Program, layers: Iterable[Layer]) -> None:
         layer.result.replace_all_uses_with(source)
 
 
-def _layer(program: Program, members: list[tuple[Block, frozenset[fx.Node]]]) -> Layer:
-    blocks = tuple(block for block, _ in members)
-    (first, place), (last, _) = blocks[0].shortcuts[0], blocks[-1].shortcuts[-1]
-    source = first.args[place]
-    assert isinstance(source, fx.Node)
-    result = _outcome(program, blocks[-1].name, last, source)
-    inside = frozenset().union(*(nodes for _, nodes in members))
-    return Layer(blocks, source, result, inside)
+def _outcome(program: Program, block: Block, source: fx.Node, following: fx.Node | None) -> fx.Node:
+    """Follow the last sum of a layer to what leaves its module, or begins the next layer of the same module.
 
-
-def _outcome(program: Program, module: str, last: fx.Node, source: fx.Node) -> fx.Node:
-    """Follow the last sum of a layer to what leaves its module, through operators that have no other operand but weights."""
-    node = last
-    while True:
+    On the way are only operators that have no other operand but weights, such as the norm of a post-norm layer.
+    """
+    last = node = block.shortcuts[-1][0]
+    is_part = block.name != (program.layer(last) or last.name)
+    module = program.layer(last)
+    while node is not following:
         users = list(node.users)
-        if len(users) != 1 or not _belongs(program, users[0], module) or not _same_type(users[0], source):
-            return node
-        if any(item is not node and item.op != "placeholder" for item in users[0].all_input_nodes):
-            return node
+        others = (
+            [item for item in users[0].all_input_nodes if item is not node and item.op != "placeholder"]
+            if users
+            else []
+        )
+        if len(users) != 1 or others or not _belongs(program, users[0], module) or not _same_type(users[0], source):
+            break
         node = users[0]
+    # a part of a module ends where the next one begins: what stands behind the last of them is the module's own
+    return node if not is_part or node is following else last
 
 
 def _belongs(program: Program, node: fx.Node, module: str) -> bool:
     layer = program.layer(node)
-    return node.op == "call_function" and (layer == module or layer.startswith(f"{module}."))
+    return bool(module) and node.op == "call_function" and (layer == module or layer.startswith(f"{module}."))
 
 
 def _same_type(one: fx.Node, other: fx.Node) -> bool:
@@ -125,16 +156,21 @@ def _inside(block: Block, ancestors: Mapping[fx.Node, int], places: list[fx.Node
     return frozenset(node for number, node in enumerate(places) if bits >> number & 1)
 
 
-def _kinds(inside: frozenset[fx.Node]) -> tuple[str, ...]:
-    return tuple(sorted(str(node.target) for node in inside if node.op == "call_function"))
+def _kinds(block: Block, ancestors: Mapping[fx.Node, int], places: list[fx.Node]) -> tuple[str, ...]:
+    """Return the operators of a block that serve nothing else: a mask that all layers use is not the first one's."""
+    inside, own = _inside(block, ancestors, places), {node for node, _ in block.shortcuts}
+    for node in reversed(places):
+        if node in inside and node.users and all(user in own for user in node.users):
+            own.add(node)
+    return tuple(sorted(str(node.target) for node in own if node.op == "call_function"))
 
 
 def _period(kinds: list[tuple[str, ...]]) -> int:
-    """Return after how many blocks the kinds of operators repeat; 1 if they do not."""
+    """Return after how many members the kinds of operators repeat; 0 if they do not."""
     for step in range(1, len(kinds) // 2 + 1):
         if len(kinds) % step == 0 and all(one == other for one, other in zip(kinds, kinds[step:], strict=False)):
             return step
-    return 1
+    return 0
 
 
 def _ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
@@ -148,7 +184,7 @@ def _ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
     return bits
 
 
-def _shortcut(node: fx.Node, ancestors: Mapping[fx.Node, int]) -> int | None:
+def _shortcut(node: fx.Node, ancestors: Mapping[fx.Node, int], inputs: frozenset[fx.Node]) -> int | None:
     """Return which operand of a sum passes unchanged if the other goes; None if the node is no x + f(x)."""
     if node.target is not torch.ops.aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
         return None
@@ -159,7 +195,12 @@ def _shortcut(node: fx.Node, ancestors: Mapping[fx.Node, int]) -> int | None:
         assert isinstance(short, fx.Node)
         assert isinstance(long, fx.Node)
         same = short.meta["val"].shape == node.meta["val"].shape and short.meta["val"].dtype == node.meta["val"].dtype
-        if same and short.op == "call_function" and short is not long and _own_bit(ancestors, short) & ancestors[long]:
+        if (
+            same
+            and (short.op == "call_function" or short in inputs)
+            and short is not long
+            and _own_bit(ancestors, short) & ancestors[long]
+        ):
             return place
     return None
 

@@ -77,6 +77,47 @@ def test_sums_in_several_modules_that_alternate_are_one_layer() -> None:
     torch.testing.assert_close(result.run(x)[0], model(x).detach())
 
 
+class Loop(nn.Module):
+    """Layers whose sums one module computes in a loop, with a mask that all use, and a norm after the last."""
+
+    def __init__(self, is_post_norm: bool) -> None:
+        super().__init__()
+        self.is_post_norm = is_post_norm
+        self.parts = nn.ModuleList(nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), nn.LayerNorm(6)]) for _ in range(4))
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = (x.sum(-1, keepdim=True) > 0).to(x.dtype)
+        for first, second, norm in self.parts:  # type: ignore[misc]
+            x = torch.tanh(first(x)) * seen + x
+            x = torch.relu(second(x)) + x
+            x = norm(x) if self.is_post_norm else x
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("is_post_norm", [False, True])
+def test_layers_in_a_loop_of_one_module_are_taken_apart(is_post_norm: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), Loop(is_post_norm), nn.Linear(6, 2)).double().eval()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    program = export_module(model, (x,))
+    assert len(find_layers(program)) == 4
+    result = student(program, keep_every=2)
+    loop: Any = model[1]
+    loop.parts = nn.ModuleList([loop.parts[0], loop.parts[2]])
+    torch.testing.assert_close(result.run(x)[0], model(x).detach())
+    assert len(find_layers(student(program, blocks=["1"]))) == 4  # the module means all layers in it
+
+
+def test_a_layer_that_takes_the_input_itself_is_one() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).double().eval()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    program = export_module(model, (x,))
+    result = student(program, blocks=["layers.1"])
+    model.layers = nn.ModuleList([model.layers[1]])
+    torch.testing.assert_close(result.run(x)[0], model(x).detach())
+
+
 def test_the_pass_removes_all_but_every_kth_without_data() -> None:
     program = captured(seeded_encoder(0, layers=4))
     result, records = PassManager(parse_pipeline("remove-blocks{every=2,keep=layers.3}")).run(program)
