@@ -101,7 +101,7 @@ def channel_kernel(g: Planes, store: Store) -> MicroKernel:
     parameters = "const int16_t *plane, const int32_t *record, int8_t *y"
     if g.is_fast:
         return micro_kernel(name, parameters, _portable(g, store), _assembly(g, store))
-    return MicroKernel(name, f"static void {name}({parameters})\n{{\n{_portable(g, store)}\n}}\n")
+    return MicroKernel(name, f"DSOPT_PORTABLE void {name}({parameters})\n{{\n{_portable(g, store)}\n}}\n")
 
 
 def depthwise_stream(weights: Array, layer: Weights) -> Array:
