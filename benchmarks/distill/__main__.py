@@ -7,9 +7,9 @@ student                   every 4th of its layers, taught by it: labels, logits,
 pruned                    the student made narrower, and taught again
 int8                      the student in 8 bits, trained with quantisation
 final                     the pruned student in 8 bits, trained with quantisation
-int8 alone, pruned alone  the same done to the teacher itself
 student without teacher   a net of the student's size trained from nothing on labels
 1 layer, bag of words     what little can do
+int8 alone, pruned alone  the same done to the teacher itself, one seed
 
 size_bytes, latency_seconds   of the cpu artifact; one sentence of 64 ids, 1 thread, all stages interleaved
 size_ratio, latency_ratio     the teacher's over its own
@@ -17,7 +17,8 @@ accuracy, spread              percent of the artifact's answers that are right, 
 accuracy_drop                 points below the teacher of the same seed, the mean
 
 A run keeps its JSON in benchmarks/results/, with machine, versions and seeds; --report shows the newest, with sizes and times measured
-anew on programs of the same form. It takes many hours on one CPU core; --work DIR keeps what is done, and goes on from it.
+anew on programs of the same form. A seed takes about six hours on one CPU core, seed 0 twice that; --work DIR keeps what is done, and a
+later call goes on from it.
 
 DIR of --assets holds data/sst2/train.tsv and dev.tsv (see models/sentiment.py).
 """
@@ -35,6 +36,7 @@ from benchmarks.distill.measure import accuracy, size_and_latency, untrained
 from benchmarks.distill.nets import FULL, QUICK, Scale, read_sentences
 from benchmarks.distill.stages import FINAL, FULL_RECIPE, INT8, QUICK_RECIPE, TEACHER, Run
 from benchmarks.harness import Row, parser, progress, report
+from dsopt import Program
 
 _SECONDS = {True: 2.0, False: 30.0}
 """Of timing, in a quick run and in one that counts."""
@@ -69,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = range(1 if chosen.quick else chosen.seeds)
     data = read_sentences(chosen.assets, scale)
     accuracies: dict[str, list[float]] = {}
-    programs = {}
+    programs: dict[str, Program] = {}
     for seed in seeds:
-        programs = Run(data, scale, recipe, seed, chosen.device, chosen.work).programs()
+        trained = Run(data, scale, recipe, seed, chosen.device, chosen.work).programs()
         progress(f"seed {seed}: judging")
-        for name, program in programs.items():
+        for name, program in trained.items():
             accuracies.setdefault(name, []).append(accuracy(program, data))
+        programs = {**programs, **trained}
     rows = _rows(accuracies, size_and_latency(programs, scale, _SECONDS[chosen.quick]))
     if not chosen.quick:
         progress(f"kept as {results.keep(rows, accuracies, list(seeds), scale, recipe)}")

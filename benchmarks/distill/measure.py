@@ -40,8 +40,8 @@ def untrained(scale: Scale) -> dict[str, Program]:
     narrow = pruned(small, scale)
     return {
         TEACHER: teacher, STUDENT: small, PRUNED: narrow, INT8: _rounded(small, scale), FINAL: _rounded(narrow, scale),
-        INT8_ALONE: _rounded(teacher, scale), PRUNED_ALONE: pruned(teacher, scale), WITHOUT_TEACHER: small,
-        ONE_LAYER: encoder(scale, 1, 0), BAG: bag_of_words(scale),
+        WITHOUT_TEACHER: small, ONE_LAYER: encoder(scale, 1, 0), BAG: bag_of_words(scale),
+        INT8_ALONE: _rounded(teacher, scale), PRUNED_ALONE: pruned(teacher, scale),
     }  # fmt: skip
 
 

@@ -70,10 +70,14 @@ class ProgramModule(nn.Module):
     def reestimate_batch_norm(self, calls: Iterable[Callable[[ProgramModule], object]]) -> int:
         """Replace the running statistics by their plain averages over calls of the module with dropout off; returns their number.
 
+        Without batch normalisation nothing is called, and 0 is returned.
+
         Training moves weights after the statistics were taken, and rounding makes that matter (Nagel et al. 2022, "Overcoming
         oscillations in quantization-aware training", section 3.3).
         """
         norms = [node for node in self._program.graph.nodes if node.target is _BATCH_NORM and node.args[3] is not None]
+        if not norms:
+            return 0
         was_training, momenta = self.training, [node.args[6] for node in norms]
         self.train(False)
         for node in norms:

@@ -17,7 +17,7 @@ from benchmarks.distill.stages import Recipe, Run
 SCALE = Scale(8, 2, 2, 2, 8, 2, "prune{ratio=0.1,scope=local}", samples=64)
 RECIPE = Recipe(1, 1, 1, learning_rate=1e-2)
 STAGES = [
-    "teacher", "student", "pruned", "int8", "final", "int8 alone", "pruned alone", "student without teacher", "1 layer", "bag of words",
+    "teacher", "student", "pruned", "int8", "final", "student without teacher", "1 layer", "bag of words", "int8 alone", "pruned alone",
 ]  # fmt: skip
 
 
