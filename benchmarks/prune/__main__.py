@@ -8,11 +8,16 @@ peer_parameters_removed, peer_seconds, peer_failure: the same of Torch-Pruning, 
 
 A second table has the CPU seconds that inference and groups take for deep networks, ResNet-152 and an encoder of 24 layers; a third
 how much faster the cpu artifact of a ResNet-50 is without 60 % of its parameters. Models that do not get that far are listed as
-failures, each with the stage and the cause. --all takes every classifier of torchvision and one model of each family (module) of timm.
-Install them without their dependencies, away from the environment, and name the folder:
+failures, each with the stage and the cause.
+
+--all takes every classifier of torchvision and one model of each family (module) of timm. Install them without their dependencies, away
+from the environment, and name the folder:
 
     pip install --no-deps --target DIR torchvision timm huggingface_hub safetensors pyyaml pillow torch-pruning
     python -m benchmarks.prune --packages DIR --all --json
+
+--assets DIR (with data/cifar10_train_jpeg.npz and cifar10_test_jpeg.npz; needs Pillow) also trains two networks on real data, prunes and
+rounds them (benchmarks/prune/images.py); this takes many hours on one core.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import argparse
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,10 @@ from torch import Tensor
 import dsopt
 from benchmarks.harness import Row, parser, progress, report
 from benchmarks.prune.candidates import Candidate, Failed, candidates
+from benchmarks.prune.images import QUICK, Plan, image_rows
 from benchmarks.prune.masked import masked_difference, randomized
 from benchmarks.prune.peer import has_peer, peer_columns
+from benchmarks.prune.plot import write_frontiers
 from benchmarks.prune.speed import speed
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program, example_inputs
@@ -57,6 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument(
         "--largest", type=float, default=100, help="million parameters above which a model is left out, 100"
     )
+    options.add_argument("--seeds", type=int, default=5, help="trainings on real data of each network, 5")
+    options.add_argument("--work", type=Path, metavar="DIR", help="keep trained programs there, and go on from them")
+    options.add_argument("--plot", type=Path, metavar="DIR", help="draw accuracy against parameters into this folder")
     chosen = options.parse_args(arguments)
     if chosen.packages is not None:
         sys.path.insert(0, str(chosen.packages))
@@ -70,7 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
     is_whole = not chosen.models and not chosen.quick
     deep = [analysed("resnet152", resnet152()), analysed("encoder24", encoder())] if is_whole else []
     faster = [speed()] if is_whole else []
-    report("prune", rows, as_json=chosen.json, analysis=deep, speed=faster, failures=failures)
+    trained = []
+    if chosen.assets is not None and not chosen.models:
+        plan = QUICK if chosen.quick else replace(Plan(), seeds=chosen.seeds)
+        trained = image_rows(chosen.assets, plan, chosen.work)
+        if chosen.plot is not None:
+            write_frontiers(trained, chosen.plot)
+    report("prune", rows, as_json=chosen.json, analysis=deep, speed=faster, images=trained, failures=failures)
 
 
 def encoder() -> dsopt.ModelSpec:
