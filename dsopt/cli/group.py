@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "verify": "Compare an artifact with its model.",
     "bench": "Time an artifact, or count its instructions.",
     "report": "Write a page about an artifact, with the histograms of what is quantised.",
+    "compress": "Prune, distil, train with quantisation and compile, measuring after each.",
     "distill": "Train a smaller model by a better one.",
     "export": "Write a model in another format, or an artifact as a project.",
     "passes": "List the passes and their options.",

@@ -1,4 +1,4 @@
-"""dsopt distill: what it writes the other commands take, and a stopped training is gone on with only when asked."""
+"""dsopt distill and dsopt compress: what they write the other commands take, and a stopped training is gone on with."""
 
 from __future__ import annotations
 
@@ -92,3 +92,25 @@ def test_a_training_is_gone_on_with_when_asked(run: Run) -> None:
 def test_options_that_do_not_fit_are_refused(run: Run, arguments: tuple[Any, ...], message: str) -> None:
     assert message in " ".join(run("distill", "teacher.dsoptp", *SHORT, *arguments, code=2).output.split())
     assert not Path("teacher-student.dsoptp").exists()
+
+
+def test_all_stages_in_one_command(run: Run, run_json: Callable[..., Any]) -> None:
+    arguments = (
+        "teacher.dsoptp", "-t", "cpu", "--stages", "remove-blocks{every=2},distill{epochs=1},qat{epochs=1}", "--data", "train.npz",
+        "--validation", "held.npz", "--folder", "stages", "--seconds", 0, "-o", "small.dsopt",
+    )  # fmt: skip
+    found = run_json("compress", *arguments)
+    assert [row["stage"].partition("{")[0] for row in found["stages"]] == [
+        "start", "remove-blocks", "distill", "qat", "compile for cpu",
+    ]  # fmt: skip
+    assert found["metric"] == "accuracy"
+    before = Path("small.dsopt").read_bytes()
+    text = run("compress", *arguments).stdout  # nothing is done again
+    assert Path("small.dsopt").read_bytes() == before
+    assert text.splitlines()[0].split()[:2] == ["stage", "accuracy"]
+    assert "small.dsopt" in text.splitlines()[-2]
+    run("inspect", "small.dsopt")
+    assert (
+        "unknown stage"
+        in run("compress", "teacher.dsoptp", "-t", "cpu", "--stages", "shrink", "--data", "train.npz", code=2).output
+    )
