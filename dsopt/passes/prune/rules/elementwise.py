@@ -57,7 +57,7 @@ def _glu(inference: AxisInference, node: fx.Node, named: Named) -> Result:
 
 RULES: dict[str, Rule] = {
     **each(
-        "native_dropout fill copy masked_fill hardswish log_sigmoid hardsigmoid rrelu bernoulli isnan isinf isfinite __and__ __or__ "
+        "where native_dropout fill copy masked_fill hardswish log_sigmoid hardsigmoid rrelu bernoulli isnan isinf isfinite __and__ __or__ "
         "__xor__ quantize_per_tensor dsopt.add_act",
         pointwise,
     ),
