@@ -200,11 +200,17 @@ def _check_program(program: Program, target: Target, backend: Backend) -> None:
         sizes = {name: 1 if name == "batch" else size for name, size in program.example_sizes().items()}
         flags = " ".join(f"--dim {name}={sizes.get(name, dim.min)}" for name, dim in program.dims.items())
         raise UnsupportedOpError(
-            "DS0404", f"{target.name} needs fixed sizes, and {', '.join(program.dims)} vary",
+            "DS0404", f"{target.name} needs fixed sizes, and {_vary(list(program.dims))}",
             why="its loops and its memory are laid out at compile time",
             fix=f"fix them, for instance by {flags} (in Python: program.specialize({sizes}))",
         )  # fmt: skip
     refuse_scales(program)
+
+
+def _vary(names: Sequence[str]) -> str:
+    """Return "batch varies" or "batch, height and width vary"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last} vary" if others else f"{last} varies"
 
 
 def _pipeline(backend: Backend, target: Target, passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:

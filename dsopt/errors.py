@@ -19,6 +19,7 @@ Every code has a page in `dsopt/explanations/`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -52,6 +53,14 @@ class DsoptError(Exception):
 
 def _rebuild(kind: type[DsoptError], code: str, what: str, where: str, why: str, fix: str) -> DsoptError:
     return kind(code, what, where=where, why=why, fix=fix)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean relu or relu6? " for "reluu"; "" where nothing known is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name[:100], list(known), n=2)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 class UsageError(DsoptError):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from dsopt.errors import InputError, ReadError
+from dsopt.errors import InputError, ReadError, did_you_mean
 from dsopt.npy import MAGIC, parse_npy
 from dsopt.zip_limits import LIMITS, open_zip
 
@@ -22,6 +23,9 @@ Feed = dict[str, Array]
 
 _LIMITS = replace(LIMITS, expansion=1100)
 """An .npz may be packed: arrays of zeros shrink as far as the format can, which is a thousandth."""
+
+_MOST_AXES = 6
+"""Of arrays whose axes are tried in every order."""
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:
@@ -54,6 +58,7 @@ def split_feeds(
     Raises InputError naming every input that is missing or does not fit, and when inputs give different numbers of runs.
     """
     problems: list[str] = []
+    hints: list[str] = []
     runs: dict[str, list[Array]] = {}
     if set(arrays) == {""} and len(inputs) == 1:
         arrays = {str(inputs[0]["name"]): arrays[""]}
@@ -61,16 +66,21 @@ def split_feeds(
         name, shape = str(spec["name"]), list(spec["shape"])
         if name not in arrays:
             problems.append(f"{name}: missing")
+            hints.append(
+                f"{did_you_mean(name, arrays)}write the array under the name of the input: numpy.savez(path, {name}=...)"
+            )
             continue
         array = arrays[name]
         if str(array.dtype) != spec["dtype"]:
             problems.append(f"{name}: is {array.dtype}, must be {spec['dtype']}")
+            hints.append(f"cast {name}: .astype({spec['dtype']!r})")
             continue
         cut = list(_cut(array, shape))
         if cut:
             runs[name] = cut
         else:
             problems.append(f"{name}: has shape {list(array.shape)}, must be {shape}")
+            hints.append(_reshaping(name, array, shape))
     counts = {name: len(cut) for name, cut in runs.items()}
     if not problems and len(set(counts.values())) > 1:
         problems.append(f"different numbers of runs: {counts}")
@@ -79,11 +89,27 @@ def split_feeds(
             "DS0912",
             "the data does not fit the program",
             where="\n".join(problems),
-            fix="the file has: " + (", ".join(arrays) or "nothing"),
+            fix="\n".join([*dict.fromkeys(hints), f"the data has: {_listed(arrays)}"]),
         )
     count = next(iter(counts.values()), 1)
     count = count if limit is None else min(count, limit)
     return [{name: cut[number] for name, cut in runs.items()} for number in range(count)]
+
+
+def _listed(arrays: Mapping[str, Array]) -> str:
+    return (
+        ", ".join(f"{name or 'one array'} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
+        or "nothing"
+    )
+
+
+def _reshaping(name: str, array: Array, shape: list[int | str]) -> str:
+    """Say how an array would fit: with its axes in another order, or cut into samples."""
+    if 2 <= array.ndim <= _MOST_AXES:
+        for axes in permutations(range(array.ndim)):
+            if next(_cut(array.transpose(axes), shape), None) is not None:
+                return f"put the axes of {name} into the order of the input: .transpose{axes}"
+    return f"give {name} the shape of the input, {shape}, or [samples, {', '.join(map(str, shape))}]"
 
 
 def _cut(array: Array, shape: list[int | str]) -> Iterator[Array]:

@@ -91,6 +91,28 @@ def test_arrays_are_cut_into_runs(shape: tuple[int, ...], runs: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arrays", "hint"),
+    [
+        ({"X": np.ones((1, 3), F32)}, r"numpy.savez\(path, x=...\)\n    the data has: X float32\[1, 3\]"),
+        ({"xs": np.ones((1, 3), F32)}, "did you mean xs\\? write"),
+        ({}, "the data has: nothing"),
+        ({"x": np.ones((1, 3))}, r"cast x: .astype\('float32'\)"),
+        ({"x": np.ones((3, 5), F32)}, r"put the axes of x into the order of the input: .transpose\(1, 0\)"),
+        ({"x": np.ones((5, 4), F32)}, r"give x the shape of the input, \[1, 3\], or \[samples, 1, 3\]"),
+    ],
+)
+def test_what_would_fit_is_said(arrays: dict[str, Any], hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        split_feeds(arrays, [X])
+
+
+def test_images_with_channels_last_are_told_the_order_of_axes() -> None:
+    image = {"name": "x", "shape": [1, 3, 8, 9], "dtype": "float32"}
+    with pytest.raises(InputError, match=r"\.transpose\(0, 3, 1, 2\)"):
+        split_feeds({"x": np.ones((20, 8, 9, 3), F32)}, [image])
+
+
+@pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({}, "x: missing"),

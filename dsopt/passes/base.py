@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from dsopt.errors import DsoptError, PassError, UsageError
+from dsopt.errors import DsoptError, PassError, UsageError, did_you_mean
 from dsopt.passes import PASSES
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def count_weight_bytes(program: Program) -> int:
 def load_pass(name: str) -> type[Pass]:
     """Import a pass by its name. Raises UsageError naming the known ones."""
     if name not in PASSES:
-        raise UsageError("DS0302", f"unknown pass {name!r}", fix="known passes: " + ", ".join(sorted(PASSES)))
+        hint = did_you_mean(name, PASSES)
+        raise UsageError("DS0302", f"unknown pass {name!r}", fix=f"{hint}known passes: {', '.join(sorted(PASSES))}")
     module, _, attribute = PASSES[name].partition(":")
     found: type[Pass] = getattr(import_module(module), attribute)
     return found
@@ -207,8 +208,11 @@ def make_step(name: str, kind: Callable[..., Step], options: Mapping[str, Any], 
     known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(options) - set(known))
     if unknown:
+        hint = did_you_mean(unknown[0], known)
         raise UsageError(
-            "DS0306", f"{what} {name} has no option {unknown[0]!r}", fix="its options: " + (", ".join(known) or "none")
+            "DS0306",
+            f"{what} {name} has no option {unknown[0]!r}",
+            fix=f"{hint}its options: {', '.join(known) or 'none'}",
         )
     try:
         return kind(**options)

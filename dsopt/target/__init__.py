@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsopt.errors import UsageError
+from dsopt.errors import UsageError, did_you_mean
 from dsopt.target.boards import Board, find_board, known_boards
 from dsopt.target.cores import CORES, Core
 
@@ -110,8 +110,9 @@ class McuTarget(Target):
     def __post_init__(self) -> None:
         if self.core not in CORES:
             raise UsageError(
-                "DS0904", f"unknown microcontroller core {self.core!r}", fix="known cores: " + ", ".join(CORES)
-            )
+                "DS0904", f"unknown microcontroller core {self.core!r}",
+                fix=f"{did_you_mean(self.core, CORES)}known cores: {', '.join(CORES)}",
+            )  # fmt: skip
         if self.board is not None and self.board.core != self.core:
             raise UsageError(
                 "DS0904", f"{self.board.name} has a {self.board.core}, and not a {self.core}", fix="leave the core out"
@@ -147,8 +148,10 @@ def parse_target(text: str, boards: Mapping[str, Board] | None = None) -> Target
         return CudaTarget(tuple(rest.split("+"))) if rest else CudaTarget()
     if kind == "mcu" and rest:
         return _mcu(rest, boards)
-    known = ", ".join(target_names())
-    raise UsageError("DS0904", f"unknown target {text!r}", fix=f"known targets: {known}")
+    known = target_names()
+    meant = [*known, *(f"mcu:{name}" for name in (known_boards() if boards is None else boards))]
+    hint = did_you_mean(text, meant) or did_you_mean(f"mcu:{text}", meant)
+    raise UsageError("DS0904", f"unknown target {text!r}", fix=f"{hint}known targets: {', '.join(known)}")
 
 
 def _mcu(text: str, boards: Mapping[str, Board] | None) -> McuTarget:
@@ -162,12 +165,14 @@ def _mcu(text: str, boards: Mapping[str, Board] | None) -> McuTarget:
         return target
     if core in CORES:
         return McuTarget(core)
+    known = known_boards() if boards is None else boards
     try:
-        return McuTarget.of(find_board(core, boards))
+        return McuTarget.of(find_board(core, known))
     except UsageError as problem:
-        cores = ", ".join(CORES)
+        hint, cores = did_you_mean(core.lower(), [*CORES, *known]), ", ".join(CORES)
+        rest = problem.fix[problem.fix.index("known boards:") :]
         raise UsageError(
-            "DS0904", f"{core[:80]!r} is neither a core nor a board", fix=f"known cores: {cores}; {problem.fix}"
+            "DS0904", f"{core[:80]!r} is neither a core nor a board", fix=f"{hint}known cores: {cores}; {rest}"
         ) from None
 
 

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dsopt.errors import UsageError
+from dsopt.errors import UsageError, did_you_mean
 from dsopt.target.byte_counts import parse_bytes
 from dsopt.target.cores import CORES
 
@@ -137,7 +137,8 @@ class _Reader:
         self._check_keys(entry, _KEYS, _KEYS, "a board")
         core = self._text(entry, "core")
         if core not in CORES:
-            raise self._refuse(f"unknown core {core[:40]!r}", "known cores: " + ", ".join(CORES))
+            hint = did_you_mean(core, CORES)
+            raise self._refuse(f"unknown core {core[:40]!r}", f"{hint}known cores: {', '.join(CORES)}")
         clock = entry["clock_hz"]
         if type(clock) is not int or not 10_000 <= clock <= 10_000_000_000:
             raise self._refuse(f"clock_hz is {clock!r}", "give the frequency in Hz, as in 120_000_000")

@@ -88,9 +88,22 @@ def test_an_unknown_board_is_answered_with_near_ones() -> None:
         find_board("nucleo-l4r5")
     assert "--boards FILE.toml" in caught.value.fix
     with pytest.raises(
-        UsageError, match=r"DS0904: 'cortex-m9' is neither a core nor a board\n  do: known cores: cortex-m0,"
-    ):
+        UsageError, match=r"DS0904: 'cortex-m9' is neither a core nor a board\n  do: did you mean cortex-m"
+    ) as caught:
         parse_target("mcu:cortex-m9")
+    assert "known cores: cortex-m0," in caught.value.fix
+    assert "known boards: " in caught.value.fix
+    for text, meant in (
+        ("mcu:nucleo-l4r5z", "nucleo-l4r5zi"),
+        ("cortex-m4", "mcu:cortex-m4"),
+        ("nucleo-l4r5zi", "mcu:nucleo-l4r5zi"),
+        ("mcu:cortex-m44", "cortex-m4"),
+        ("cuda-sm_90", "cuda:sm_90"),
+    ):
+        with pytest.raises(UsageError, match=f"do: did you mean {meant}"):
+            parse_target(text)
+    with pytest.raises(UsageError, match="do: did you mean cortex-m33"):
+        McuTarget("cortex-m3x3")
     with pytest.raises(UsageError, match=r"DS0904: nucleo-l4r5zi has a cortex-m4, and not a cortex-m7"):
         parse_target("mcu:cortex-m7@nucleo-l4r5zi")
     with pytest.raises(UsageError, match=r"DS0904: nucleo-l4r5zi has a cortex-m4, and not a cortex-m7"):

@@ -99,7 +99,9 @@ def test_sums_that_could_overflow_take_more_bits_and_say_so(tmp_path: Path) -> N
 
 def test_shapes_that_vary_say_how_to_fix_them() -> None:
     program = dsopt.capture(Net().eval(), (torch.zeros(2, 64),), dynamic={"x": {0: "batch"}})
-    with pytest.raises(UnsupportedOpError, match=r"DS0404: mcu:cortex-m4 needs fixed sizes, and batch vary") as caught:
+    with pytest.raises(
+        UnsupportedOpError, match=r"DS0404: mcu:cortex-m4 needs fixed sizes, and batch varies"
+    ) as caught:
         dsopt.compile(program, "mcu:cortex-m4")
     assert caught.value.exit_code == 3
     assert "--dim batch=1" in caught.value.fix
