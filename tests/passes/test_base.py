@@ -31,7 +31,10 @@ def test_every_registered_pass_has_its_registered_name_and_a_docstring() -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fuse-atention", "unknown pass 'fuse-atention'\n  do: did you mean fuse-attention or fuse-activation? known passes: "),
+        (
+            "fuse-atention",
+            "unknown pass 'fuse-atention'\n  do: did you mean fuse-attention or fuse-activation? known passes: ",
+        ),
         ("quantise", "do: did you mean quantize"),
         ("fold-constants{grow=1}", "has no option 'grow'"),
         ("quantize{weight=4}", "has no option 'weight'\n  do: did you mean weights? its options: "),
