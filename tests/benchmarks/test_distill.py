@@ -55,8 +55,8 @@ def test_a_run_goes_on_from_what_it_kept_and_is_reported(assets: Path, capsys: p
     assert not results.FOLDER.exists()  # a quick run is no claim
     times = {path: path.stat().st_mtime_ns for path in (assets / "work").iterdir()}
     assert len(times) == len(STAGES)
-    again = _run(capsys, "--quick", "--assets", assets, "--work", assets / "work")["rows"]
-    assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
+    again = Run(None, SCALE, RECIPE, 0, "cpu", assets / "work").programs()  # type: ignore[arg-type]  # needs no data any more
+    assert list(again) == STAGES
     assert {path: path.stat().st_mtime_ns for path in (assets / "work").iterdir()} == times
 
     accuracies = {row["stage"]: [row["accuracy"], row["accuracy"] - 2] for row in rows}

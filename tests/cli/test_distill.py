@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ SHORT = ("--data", "train.npz", "--epochs", 2, "--lr", 0.01)
 
 
 @pytest.fixture(autouse=True)
-def _files(tmp_path: Path) -> None:
-    """Write a teacher, another program, and data."""
+def _files(tmp_path: Path) -> Iterator[None]:
+    """Write a teacher, another program, and data; one thread is enough for them."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
     net_program(4).save("teacher.dsoptp")
     net_program(1, seed=1).save("other.dsoptp")
     np.savez("train.npz", **arrays(128, 1))
     np.savez("held.npz", **arrays(64, 2))
+    yield
+    torch.set_num_threads(count)
 
 
 def test_every_second_layer_learns_and_compiles(run: Run, run_json: Callable[..., Any]) -> None:
