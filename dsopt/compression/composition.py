@@ -67,9 +67,9 @@ def compress(
     of (outputs, labels).  loss(outputs, target): in the place of cross-entropy.
     folder: what each stage left is kept there, and a call with the same program, data and options goes on from it; stages that change are
     done again, with all after them. A loader is known by its length and first batches, a loss by its name.
-    dims: sizes to fix for compiling, as {"batch": 1}.  passes, options: as `dsopt.build` takes them.  timing_seconds: spent on timing all
-    stages, compiled for the cpu and interleaved, or the last on another target; 0 leaves times out.
-    Raises UsageError before any work for stages or data that do not fit, and what training and `dsopt.build` raise.
+    dims: sizes to fix for compiling, as {"batch": 1}.  passes, options: as `dsopt.api.build` takes them.  timing_seconds: spent on timing
+    all stages, compiled for the cpu and interleaved, or the last on another target; 0 leaves times out.
+    Raises UsageError before any work for stages or data that do not fit, and what training and `dsopt.api.build` raise.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -89,6 +89,8 @@ def compress(
     setting = Setting(
         program, training, target, seed, None, device, loss, scorer.of_module if scorer else None, progress
     )
+    for stage in parsed:
+        stage.check(setting)
     rows = [_row("start", program, _sizes(program), scorer.value if scorer else None, 0.0)]
     programs = [program]
     for number, stage in enumerate(parsed, start=1):

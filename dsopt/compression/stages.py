@@ -41,6 +41,9 @@ class Setting:
 class Stage(Protocol):
     """One step of `compress`; `str` of it is the text that makes it again."""
 
+    def check(self, setting: Setting) -> None:
+        """Raise UsageError if it cannot run with these data, before anything else does."""
+
     def run(self, program: Program, setting: Setting) -> Program:
         """Return the program that comes out; the one given is not changed."""
 
@@ -53,6 +56,9 @@ class PassStage:
 
     def __str__(self) -> str:
         return str(self.step)
+
+    def check(self, setting: Setting) -> None:
+        """Passes say themselves what they need."""
 
     def run(self, program: Program, setting: Setting) -> Program:
         """Run it with the training data as calibration data."""
@@ -81,9 +87,13 @@ class Distill:
     def __str__(self) -> str:
         return pipeline_text(self.name, self)
 
+    def check(self, setting: Setting) -> None:
+        """Refuse labels and patience that the data do not allow."""
+        check_labels(self.labels, setting.training)
+        _check_patience(self.patience, setting)
+
     def run(self, program: Program, setting: Setting) -> Program:
         """Distil."""
-        check_labels(self.labels, setting.training)
         return distill(
             program, setting.teacher, setting.training.loader, setting.loss, epochs=self.epochs,
             learning_rate=self.learning_rate, weight_decay=self.weight_decay, labels=self.labels, logits=self.logits,
@@ -108,9 +118,13 @@ class FineTune:
     def __str__(self) -> str:
         return pipeline_text(self.name, self)
 
+    def check(self, setting: Setting) -> None:
+        """Refuse data without labels, and patience without scores."""
+        check_labels(1.0, setting.training)
+        _check_patience(self.patience, setting)
+
     def run(self, program: Program, setting: Setting) -> Program:
         """Train."""
-        check_labels(1.0, setting.training)
         return distill(
             program, None, setting.training.loader, setting.loss, epochs=self.epochs, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, labels=1.0, logits=0.0, patience=self.patience, **_shared(setting),
@@ -142,9 +156,12 @@ class Qat:
     def __str__(self) -> str:
         return pipeline_text(self.name, self)
 
+    def check(self, setting: Setting) -> None:
+        """Refuse labels that the data do not hold."""
+        check_labels(self.labels, setting.training)
+
     def run(self, program: Program, setting: Setting) -> Program:
         """Train with quantisation, and convert."""
-        check_labels(self.labels, setting.training)
         teaching = Teaching(self.labels, self.logits, temperature=self.temperature)
         return qat(
             program, setting.training.loader, task_loss(program.signature.output_tree, teaching, setting.loss),
@@ -192,6 +209,13 @@ def _shared(setting: Setting) -> dict[str, Any]:
 def _check_epochs(epochs: object) -> None:
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs is {epochs!r} and must be a whole number from 1 on")
+
+
+def _check_patience(patience: int, setting: Setting) -> None:
+    if patience and setting.validate is None:
+        raise UsageError(
+            "DS0378", f"patience={patience} needs scores", fix="give held-out data as validation, or leave it out"
+        )
 
 
 def check_labels(weight: float, training: Training) -> None:

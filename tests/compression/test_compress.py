@@ -172,7 +172,9 @@ def test_the_text_of_stages_makes_them_again() -> None:
 def test_data_without_labels_cannot_be_trained_on_with_them(teacher: Program) -> None:
     data = {"x": arrays(64, 1)["x"]}
     with pytest.raises(UsageError, match="the data holds no labels"):
-        dsopt.compress(teacher, "cpu", "distill{epochs=1}", data)
+        dsopt.compress(teacher, "cpu", "remove-blocks{every=9},distill{epochs=1}", data)
+    with pytest.raises(UsageError, match="patience=2 needs scores"):
+        _compress(teacher, "fine-tune{patience=2}")
     result = dsopt.compress(
         teacher, "cpu", "prune{ratio=0.3},distill{epochs=1,labels=0}", data, validation=data, timing_seconds=0
     )
@@ -211,3 +213,15 @@ def test_programs_are_kept_as_they_were(teacher: Program, tmp_path: Path) -> Non
     (path,) = tmp_path.glob("01-prune-*.dsoptp")
     pruned, _ = PassManager(parse_pipeline("prune{ratio=0.3}")).run(teacher)
     assert same_weights(Program.load(path), pruned)
+
+
+def test_a_batch_that_is_fixed_is_taken_as_it_is(teacher: Program) -> None:
+    fixed = teacher.specialize({"batch": 20})
+    loader = list(Batches(fixed, read_samples(fixed, arrays(100, 1)), 32))
+    assert [tuple(x.shape) for (x,), _ in loader] == [(20, 4)] * 5
+    assert [tuple(labels.shape) for _, labels in loader if labels is not None] == [(20,)] * 5
+    result = dsopt.compress(
+        fixed, "cpu", "fine-tune{epochs=1}", arrays(100, 1), validation=arrays(40, 2), timing_seconds=0
+    )  # fmt: skip
+    assert result.stages[0].multiply_adds == 20 * (32 + 4 * 256 + 24)
+    assert result.stages[-1].score == pytest.approx(result.stages[-2].score)
