@@ -198,6 +198,19 @@ BEYOND: dict[str, Case] = {
 """Layers whose zero point, shifted by one bit more than kernels take, would leave 32 bits."""
 
 
+_IN_BATCHES = (
+    "one", "one_tails", "one_odd", "one_stride", "stem", "gray", "padded", "padded_odd", "dilated", "in_time_deep", "depth",
+    "depth_stride", "depth_multiplier", "depth_five", "depth_whole", "depth_of_one", "grouped", "residual", "residual_relu",
+    "residual_tails", "residual_odd", "one_nibbles", "padded_nibbles_odd", "vector", "vectors_few",
+)  # fmt: skip
+BATCHED: dict[str, Case] = {
+    **{name: CASES[name] for name in _IN_BATCHES},
+    **random_cases(300, 12),
+    "depth_grown": (chained(4, conv((4, 1, 3, 3), LOW, padding=(2,), groups=4)), (4, 5, 6)),
+}
+"""Layers for several images at a time. The last makes larger images of its inputs, so that it must not be written over them."""
+
+
 class Joined(nn.Module):
     """All cases side by side: one image holds them."""
 
@@ -209,15 +222,15 @@ class Joined(nn.Module):
         return tuple(case(x) for case, x in zip(self.cases, inputs, strict=True))
 
 
-def inputs_of(cases: Mapping[str, Case], seed: int) -> tuple[Tensor, ...]:
+def inputs_of(cases: Mapping[str, Case], seed: int, batch: int = 1) -> tuple[Tensor, ...]:
     """Return an input for each case: of the whole range for even seeds, else of nothing but its ends."""
     random = np.random.default_rng(seed)
-    shapes = [(1, *shape) for _, shape in cases.values()]
+    shapes = [(batch, *shape) for _, shape in cases.values()]
     arrays = [integers(random, shape) if seed % 2 == 0 else random.choice([-128, 127], shape) for shape in shapes]
     return tuple(torch.from_numpy(array.astype(np.int8)) for array in arrays)
 
 
-def program_of(cases: Mapping[str, Case]) -> Program:
+def program_of(cases: Mapping[str, Case], batch: int = 1) -> Program:
     """Return the cases as one program, with each sum in the store of its convolution."""
-    program = dsopt.capture(Joined(cases).eval(), inputs_of(cases, 0))
+    program = dsopt.capture(Joined(cases).eval(), inputs_of(cases, 0, batch))
     return dsopt.PassManager(dsopt.parse_pipeline("fold-padding,fuse-residual")).run(program)[0]

@@ -18,7 +18,7 @@ from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
-from tests.backends.mcu.kernel_cases import BEYOND, CASES, inputs_of, program_of, random_cases
+from tests.backends.mcu.kernel_cases import BATCHED, BEYOND, CASES, inputs_of, program_of, random_cases
 from tests.backends.tir.host_runner import run_on_host
 from tests.simulate.images import needs_gcc, needs_qemu
 
@@ -101,6 +101,35 @@ def test_random_layers_give_the_bits_of_the_reference_on_emulated_cores(core: st
     got, _ = results(artifact, program, inputs, simulator)
     wanted = [value.numpy() for value in program.run(*inputs)]
     assert [name for name, one, want in zip(cases, got, wanted, strict=True) if not np.array_equal(one, want)] == []
+
+
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+def test_portable_bodies_take_several_images(core: str, tmp_path: Path) -> None:
+    program, inputs = program_of(BATCHED, 2), inputs_of(BATCHED, 1, 2)
+    got, _ = run_on_host(program, inputs, tmp_path, special=special_lowerings(McuTarget(core)))
+    wanted = [value.numpy() for value in program.run(*inputs)]
+    assert [name for name, one, want in zip(BATCHED, got, wanted, strict=True) if not np.array_equal(one, want)] == []
+
+
+@pytest.mark.mcu
+@pytest.mark.parametrize(
+    ("core", "simulator"),
+    [
+        ("cortex-m0plus", "unicorn"),
+        ("cortex-m4", "unicorn"),
+        pytest.param("cortex-m55", "qemu", marks=needs_qemu),
+    ],
+)
+def test_several_images_run_in_fast_kernels_with_the_bits_of_the_reference(core: str, simulator: str) -> None:
+    program, inputs = program_of(BATCHED, 3), inputs_of(BATCHED, 0, 3)
+    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    got, _ = results(artifact, program, inputs, simulator)
+    wanted = [value.numpy() for value in program.run(*inputs)]
+    assert [name for name, one, want in zip(BATCHED, got, wanted, strict=True) if not np.array_equal(one, want)] == []
+    reasons = [entry["why_generic"] for entry in artifact.manifest["layers"] if entry.get("why_generic")]
+    assert not [reason for reason in reasons if "batch" in reason]
+    wanted_fast = {"q_conv", "q_conv_add", "q_linear"}
+    assert wanted_fast <= {e["op"].split(".")[1] for e in artifact.manifest["layers"] if not e.get("why_generic")}
 
 
 @pytest.mark.mcu

@@ -49,8 +49,9 @@ def _lowered(style: Style, context: Context, x: Buffer, found: Convolution) -> B
 def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     """Write a convolution as columns times weights."""
     g, layer, x_zero, residual = found.image, found.layer, found.x_zero, found.residual
-    staged = g.N % 2 != 0 or g.pixels % PIXELS != 0
     by_rows = _takes_rows(g)
+    g = g.as_one if by_rows and g.is_pointwise else g
+    staged = g.N % 2 != 0 or g.pixels % PIXELS != 0
     order, K = _column_order(g, by_rows, x.channels_last, style)
     if not by_rows and len(order) > _MOST_MOVES:
         raise UnsuitedError(f"it has {g.C} channels, which is no multiple of 4")
@@ -69,17 +70,19 @@ def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolu
         for _ in range((1 if residual is None else 2) if staged else 0)
     ]
     groups = -(-g.pixels // PIXELS)
-    with context.kernel(multiply_adds=g.pixels * g.N * len(order)) as k:
+    with context.kernel(multiply_adds=g.batch * g.pixels * g.N * len(order)) as k:
         k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
         k.is_glue = by_rows and style.small_loops
         k.use(SUPPORT)
-        source, words = k.read("x", x, x.stored_shape), k.read("stream", stream)
-        added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
-        y = k.write("y", result, (g.pixels, g.N))
+        is_one = by_rows and g.is_pointwise
+        source = k.read("x", x, (1, *g.size, g.C) if is_one else x.stored_shape)
+        words = k.read("stream", stream)
+        added = [] if residual is None else [k.read("residual", residual, (g.batch * g.pixels, g.N))]
+        y = k.write("y", result, (g.batch * g.pixels, g.N))
         block = k.scratch("columns", columns)
         rests = [k.scratch("stage", stage) for stage in stages]
-        with k.grid(group=groups) as (group,):
-            gather = _Columns(k, g, source, block, x_zero, x.channels_last)
+        with each_image(k, g, group=groups) as (n, group):
+            gather = _Columns(k, g, source, block, x_zero, x.channels_last, n)
             if by_rows and g.is_pointwise:
                 count = tirx.min(PIXELS, g.pixels - group * PIXELS) if g.pixels % PIXELS else PIXELS
                 k.call(pixels_kernel(g.C // 4), address(block, 0, 0, 0), gather.at(group * PIXELS), count)
@@ -87,16 +90,17 @@ def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolu
                 with k.loop("p", 0, PIXELS) as p, _inside(k, group, p, g.pixels) as pixel:
                     gather.rows(pixel, p) if by_rows else gather.window(pixel, p)
             start = (address(block, 0, 0, 0), address(words, 0, 0))
-            whole = [address(each, group * PIXELS, 0) for each in (y, *added)]
+            before = n * g.pixels
+            whole = [address(each, before + group * PIXELS, 0) for each in (y, *added)]
             if not rests:
                 k.call(kernel, *start, *whole)
             elif N == g.N:
                 with k.when(group < groups - 1):
                     k.call(kernel, *start, *whole)
                 with k.when(tirx.EQ(group, groups - 1)):
-                    _staged(k, g, kernel, start, rests, (y, *added), group)
+                    _staged(k, g, kernel, start, rests, (y, *added), before, group)
             else:
-                _staged(k, g, kernel, start, rests, (y, *added), group)
+                _staged(k, g, kernel, start, rests, (y, *added), before, group)
         if x.channels_last:
             k.may_lie_over(result, x, _lead(g, found.store.bits // 8))
         if residual is not None:
@@ -120,6 +124,17 @@ def _column_order(g: Image, by_rows: bool, is_last: bool, style: Style) -> tuple
 
 
 @contextmanager
+def each_image(k: KernelBuilder, g: Image, **extents: int) -> Iterator[tuple[Expr, ...]]:
+    """Open the grid of a kernel over the images of a batch, and in each over `extents`; the number of a single image is 0."""
+    if g.batch == 1:
+        with k.grid(**extents) as inner:
+            yield 0, *inner
+        return
+    with k.grid(n=g.batch, **extents) as all_:
+        yield all_
+
+
+@contextmanager
 def _inside(k: KernelBuilder, group: Expr, p: Expr, pixels: int) -> Iterator[Expr]:
     """Name the pixel, and skip those beyond the last in the last group."""
     pixel = k.let("pixel", group * PIXELS + p)
@@ -132,22 +147,28 @@ def _inside(k: KernelBuilder, group: Expr, p: Expr, pixels: int) -> Iterator[Exp
 
 def _staged(
     k: KernelBuilder, g: Image, kernel: MicroKernel, start: tuple[Expr, Expr], rests: Sequence[TirBuffer],
-    images: Sequence[TirBuffer], group: Expr,
+    images: Sequence[TirBuffer], before: Expr, group: Expr,
 ) -> None:  # fmt: skip
-    """Call a kernel for a group that the image does not have all of. rests, images: for the result, then perhaps the residual."""
+    """Call a kernel for a group that the image does not have all of.
+
+    rests, images: for the result, then perhaps the residual.  before: the pixels of the images before this one.
+    """
     for rest, image in zip(rests[1:], images[1:], strict=True):
         with k.loop("row", 0, PIXELS) as row, _inside(k, group, row, g.pixels) as pixel, k.loop("n", 0, g.N) as n:
-            k.store(rest, image[pixel, n], row, n)
+            k.store(rest, image[before + pixel, n], row, n)
     k.call(kernel, *start, *(address(each, 0, 0) for each in rests))
     with k.loop("row", 0, PIXELS) as row, _inside(k, group, row, g.pixels) as pixel, k.loop("n", 0, g.N) as n:
-        k.store(images[0], rests[0][row, n], pixel, n)
+        k.store(images[0], rests[0][row, n], before + pixel, n)
 
 
 class _Columns:
     """Fill the columns of one pixel."""
 
-    def __init__(self, k: KernelBuilder, g: Image, x: TirBuffer, columns: TirBuffer, zero: int, is_last: bool) -> None:
-        self.k, self.g, self.x, self.columns, self.zero, self.is_last = k, g, x, columns, zero, is_last
+    def __init__(
+        self, k: KernelBuilder, g: Image, x: TirBuffer, columns: TirBuffer, zero: int, is_last: bool, n: Expr
+    ) -> None:
+        """n: which image of the batch."""
+        self.k, self.g, self.x, self.columns, self.zero, self.is_last, self.n = k, g, x, columns, zero, is_last, n
 
     def _corner(self, pixel: Expr) -> tuple[Expr, Expr]:
         """Return the row and column of the image at which the window of a pixel begins."""
@@ -157,17 +178,12 @@ class _Columns:
         return k.let("top", i * g.stride[0] - g.padding[0]), k.let("left", j * g.stride[1] - g.padding[1])
 
     def at(self, pixel: Expr) -> Expr:
-        """Return the address of a pixel of the image."""
-        width = self.g.size[1]
-        return (
-            self._at(tirx.truncdiv(pixel, width), tirx.truncmod(pixel, width))
-            if self.g.size[0] > 1
-            else self._at(0, pixel)
-        )
+        """Return the address of a pixel of an image that is a row."""
+        return self._at(0, pixel)
 
     def _at(self, row: Expr, column: Expr) -> Expr:
         place = (row, column) if len(self.x.shape) == 4 else (column,)
-        return address(self.x, 0, *place, 0)
+        return address(self.x, self.n, *place, 0)
 
     def rows(self, pixel: Expr, p: Expr) -> None:
         """Copy the rows of the window, each in one call where it lies within the image."""
@@ -215,7 +231,7 @@ class _Columns:
             self._border(top, left, p)
             return
         with k.when(whole) if leaves else _always():
-            start = self._at(top, left) if self.is_last else address(self.x, 0, 0, *self._place(top, left))
+            start = self._at(top, left) if self.is_last else address(self.x, self.n, 0, *self._place(top, left))
             k.call(window_kernel(self._offsets()), address(self.columns, 0, p, 0), start)
         if leaves:
             with k.when(tirx.Not(whole)):
@@ -243,7 +259,11 @@ class _Columns:
             column = k.let("column", left + named["kx"] * g.dilation[1])
             number = k.let("number", (one * b + two) * d + three)
             place = self._place(row, column)
-            value = element(self.x, 0, *place, named["c"]) if self.is_last else element(self.x, 0, named["c"], *place)
+            value = (
+                element(self.x, self.n, *place, named["c"])
+                if self.is_last
+                else element(self.x, self.n, named["c"], *place)
+            )
             inside = tirx.all(_within(row, g.size[0]), _within(column, g.size[1]))
             chosen = tirx.if_then_else(inside, tirx.Cast("int16", value), tirx.IntImm("int16", self.zero))
             k.store(self.columns, chosen, tirx.truncdiv(number, 2), p, tirx.truncmod(number, 2))
@@ -268,12 +288,24 @@ def _lead(g: Image, size: int) -> int:
     i, j = pixel // g.out[1], pixel % g.out[1]
     row = np.maximum(i * g.stride[0] - g.padding[0], 0)
     column = np.maximum(j * g.stride[1] - g.padding[1], 0)
-    first = np.minimum.accumulate(((row * g.size[1] + column) * g.C)[::-1])[::-1]
-    ends = np.arange(PIXELS, g.pixels, PIXELS)
+    image = np.arange(g.batch)[:, None]
+    reads = (image * g.input_elements + (row * g.size[1] + column) * g.C).reshape(-1)
+    first = np.minimum.accumulate(reads[::-1])[::-1]
+    ends = (image * g.pixels + np.minimum(np.arange(PIXELS, g.pixels + PIXELS, PIXELS), g.pixels)).reshape(-1)[:-1]
     return int(max((ends * g.N * size - first[ends]).max(initial=0), 0))
 
 
 # ---- channel by channel ----
+
+
+def is_first(n: Expr, step: Expr) -> Expr:
+    """Return whether this is the first step of the first image, at which borders are filled that all others leave alone."""
+    return tirx.EQ(step, 0) if isinstance(n, int) else tirx.all(tirx.EQ(n, 0), tirx.EQ(step, 0))
+
+
+def lies_over_itself(g: Image) -> bool:
+    """Return whether each channel may be written over itself, and over no image that is still to come."""
+    return g.N == g.C and (g.batch == 1 or g.pixels <= g.size[0] * g.size[1])
 
 
 def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
@@ -283,23 +315,23 @@ def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) ->
     stream = context.weight("stream", depthwise_stream(layer.values[:, 0], layer))
     plane = context.temp("plane", (planes.elements,), "int16")
     result = context.result(channels_last=True)
-    with context.kernel(multiply_adds=g.pixels * g.N * math.prod(g.kernel)) as k:
+    with context.kernel(multiply_adds=g.batch * g.pixels * g.N * math.prod(g.kernel)) as k:
         k.choice = "depthwise: channel by channel" + (", two results at a time" if planes.is_fast else "")
         k.is_glue = style.small_loops
         k.use(SUPPORT)
-        source, words = k.read("x", x, (*g.size, g.C)), k.read("stream", stream)
-        y = k.write("y", result, (*g.out, g.N))
+        source, words = k.read("x", x, (g.batch, *g.size, g.C)), k.read("stream", stream)
+        y = k.write("y", result, (g.batch, *g.out, g.N))
         block = k.scratch("plane", plane)
-        with k.grid(c=g.N) as (c,):
-            with k.when(tirx.EQ(c, 0)):
+        with each_image(k, g, c=g.N) as (n, c):
+            with k.when(is_first(n, c)):
                 k.call(FILL_PLANE, address(block, 0), found.x_zero, planes.elements)
             inner = g.padding[0] * planes.pitch + g.padding[1]
             k.call(
                 plane_kernel(planes),
                 address(block, inner),
-                address(source, 0, 0, c if g.N == g.C else tirx.truncdiv(c, g.N // g.C)),
+                address(source, n, 0, 0, c if g.N == g.C else tirx.truncdiv(c, g.N // g.C)),
             )
-            k.call(channel_kernel(planes, found.store), address(block, 0), address(words, c, 0), address(y, 0, 0, c))
-        if g.N == g.C:
-            k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
+            k.call(channel_kernel(planes, found.store), address(block, 0), address(words, c, 0), address(y, n, 0, 0, c))
+        if lies_over_itself(g):
+            k.may_lie_over(result, x, 0, exact=True)
     return result

@@ -20,7 +20,10 @@ _MOST_GROUPS = 4
 
 @dataclass(frozen=True)
 class Image:
-    """The geometry of a convolution in two dims; one in one dim has a height of 1. Sizes are (height, width)."""
+    """The geometry of a convolution in two dims; one in one dim has a height of 1. Sizes are (height, width).
+
+    batch: how many images lie one behind the other; all other numbers are those of one.
+    """
 
     C: int
     N: int
@@ -30,10 +33,23 @@ class Image:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    batch: int = 1
+
+    @property
+    def input_elements(self) -> int:
+        """Return the values of an image."""
+        return self.C * self.size[0] * self.size[1]
+
+    @property
+    def as_one(self) -> Image:
+        """Return the images as one that is a row: for those of which each pixel is made of one pixel."""
+        assert self.is_pointwise
+        row = (1, self.batch * self.pixels)
+        return replace(self, size=row, out=row, batch=1)
 
     @property
     def pixels(self) -> int:
-        """Return the pixels of the result."""
+        """Return the pixels of a result."""
         return self.out[0] * self.out[1]
 
     @property
@@ -86,12 +102,10 @@ def read_convolution(
         raise UnsuitedError("it is transposed")
     if x.dtype != "int8" or bits != 8:
         raise UnsuitedError("its values have 16 bits")
-    if x.shape[0] != 1:
-        raise UnsuitedError(f"its batch is {x.shape[0]}")
     layer = read_weights(context, weight, weight_shape, weight_bits, factors, bias, multiplier, shift, x_zero, wide)
     C, N = x.shape[1], context.shape[1]
     sizes, out, kernel, steps = map(_two, (x.shape[2:], context.shape[2:], weight_shape[2:], stride))
-    image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation))
+    image = Image(C, N, sizes, out, kernel, steps, _two(padding[: len(stride)], 0), _two(dilation), x.shape[0])
     layer = replace(layer, values=layer.values.reshape(N, -1, *image.kernel))
     found = Convolution(image, layer, groups, x_zero, Store(y_zero, low, high, layer.lift))
     if groups == 1 or found.is_depthwise:

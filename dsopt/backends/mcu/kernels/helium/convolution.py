@@ -11,6 +11,7 @@ import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import SUPPORT
 from dsopt.backends.mcu.kernels.channels_last import with_channels_last
+from dsopt.backends.mcu.kernels.convolution import each_image, is_first, lies_over_itself
 from dsopt.backends.mcu.kernels.helium.copy import COPY, FILL, FILL_COLUMNS, blocks_kernel, spread_kernel
 from dsopt.backends.mcu.kernels.helium.dense import dense_kernel, dense_stream
 from dsopt.backends.mcu.kernels.helium.depthwise import channel_kernel, depthwise_stream, lines_kernel, lines_of
@@ -78,6 +79,7 @@ def _column_count(g: Image) -> int:
 
 def _matrix(style: Style, context: Context, x: Buffer, found: Convolution) -> Buffer:
     g, residual = found.image, found.residual
+    g = g.as_one if g.is_pointwise else g
     runs, N = _runs(g), -(-g.N // LANES) * LANES
     if N != g.N and residual is not None:
         raise UnsuitedError(f"its residual needs channels in groups of {LANES}")
@@ -95,27 +97,28 @@ def _matrix(style: Style, context: Context, x: Buffer, found: Convolution) -> Bu
     result = context.result(channels_last=True)
     residual = None if residual is None else with_channels_last(context, residual)
     stage = context.temp("stage", (PIXELS, N), "int8") if N != g.N else None
-    with context.kernel(multiply_adds=g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
+    with context.kernel(multiply_adds=g.batch * g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
         k.choice = f"vectors: {PIXELS} pixels x 4 channels" + (", rows copied" if copied else "")
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
-        added = [] if residual is None else [k.read("residual", residual, (g.pixels, g.N))]
-        y = k.write("y", result, (g.pixels, g.N))
+        added = [] if residual is None else [k.read("residual", residual, (g.batch * g.pixels, g.N))]
+        y = k.write("y", result, (g.batch * g.pixels, g.N))
         block = k.scratch("columns", columns) if columns is not None else None
         rest = k.scratch("stage", stage) if stage is not None else None
-        with k.grid(i=lines) as (i,):
+        with each_image(k, g, i=lines) as (n, i):
+            before = n * g.input_elements
             if copier is not None:
-                _copy_rows(k, g, copier, x.channels_last, source, block, i, found.x_zero)
+                _copy_rows(k, g, copier, x.channels_last, source, block, (n, i), found.x_zero)
                 inputs, start = block, 0
             else:
-                inputs, start = source, i * (g.stride[0] * g.size[1] * g.C)
+                inputs, start = source, before + i * (g.stride[0] * g.size[1] * g.C)
             for kernel, (most, begin, count) in zip(kernels, groups, strict=True):
                 with k.loop("group", 0, -(-count // most)) as group:
                     pixels = k.let("pixels", tirx.min(most, count - group * most)) if count % most else most
                     pixel = k.let("pixel", begin + group * most)
                     place = address(inputs, start + pixel * runs.step)
-                    first = k.let("first", i * length + pixel)
+                    first = k.let("first", n * g.pixels + i * length + pixel)
                     if rest is None:
                         outputs = [address(each, first, 0) for each in (y, *added)]
                         k.call(kernel, place, address(words, 0, 0), outputs[0], pixels, *outputs[1:])
@@ -155,11 +158,13 @@ def _copier(g: Image, is_last: bool) -> MicroKernel:
 
 
 def _copy_rows(
-    k: KernelBuilder, g: Image, copier: MicroKernel, is_last: bool, source: TirBuffer, columns: TirBuffer, i: Expr, zero: int
+    k: KernelBuilder, g: Image, copier: MicroKernel, is_last: bool, source: TirBuffer, columns: TirBuffer,
+    place: tuple[Expr, Expr], zero: int,
 ) -> None:  # fmt: skip
-    """Fill the columns with the rows that a row of results is made of."""
-    step, (H, W) = g.kernel[0] * g.C, g.size
-    with k.when(tirx.EQ(i, 0)):
+    """Fill the columns with the rows that a row of results is made of. place: the image, and the row."""
+    (n, i), step, (H, W) = place, g.kernel[0] * g.C, g.size
+    before = n * g.input_elements
+    with k.when(is_first(n, i)):
         k.call(FILL, address(columns, 0), zero, _column_count(g) * step)
     with k.loop("ky", 0, g.kernel[0]) as ky:
         row = k.let("row", i * g.stride[0] - g.padding[0] + ky * g.dilation[0])
@@ -167,11 +172,11 @@ def _copy_rows(
         target = g.padding[1] * step + ky * g.C
         with k.when(inside):
             if g.C > _MOST_PLANES:
-                k.call(copier, address(columns, target), address(source, row * (W * g.C)), W)
+                k.call(copier, address(columns, target), address(source, before + row * (W * g.C)), W)
             else:
                 with k.loop("c", 0, g.C) as c:
-                    place = row * (W * g.C) + c if is_last else c * (H * W) + row * W
-                    k.call(copier, address(columns, target + c), address(source, place), W)
+                    start = row * (W * g.C) + c if is_last else c * (H * W) + row * W
+                    k.call(copier, address(columns, target + c), address(source, before + start), W)
         if g.leaves(0):
             with k.when(tirx.Not(inside)):
                 k.call(FILL_COLUMNS, address(columns, target), zero, g.C, step, W)
@@ -191,13 +196,15 @@ def _lead(g: Image, runs: Runs, groups: list[tuple[int, int, int]]) -> int:
     Rows that are copied are read before the results of their row are written; else, a group of pixels is written while it is read.
     """
     lines, length = _lines(g)
-    i = np.arange(lines)
+    n, i = np.arange(g.batch)[:, None], np.arange(lines)
     if _has_columns(g):
-        needed = np.maximum(i * g.stride[0] - g.padding[0], 0) * g.size[1] * g.C
-        return int(max(((i[:-1] + 1) * length * g.N - needed[1:]).max(initial=0), 0))
+        reads = (n * g.input_elements + np.maximum(i * g.stride[0] - g.padding[0], 0) * g.size[1] * g.C).reshape(-1)
+        needed = np.minimum.accumulate(reads[::-1])[::-1]
+        ends = np.arange(1, len(needed)) * length * g.N
+        return int(max((ends - needed[1:]).max(initial=0), 0))
     first = np.array([begin + each for most, begin, count in groups for each in range(0, count, most)])
-    starts = i[:, None] * (g.stride[0] * g.size[1] * g.C) + first * runs.step
-    ends = (i[:, None] * length + np.append(first[1:], length)) * g.N
+    starts = (n * g.input_elements + i * (g.stride[0] * g.size[1] * g.C))[..., None] + first * runs.step
+    ends = ((n * lines + i) * length)[..., None] * g.N + np.append(first[1:], length) * g.N
     return int(max((ends - starts).max(), 0))
 
 
@@ -242,29 +249,29 @@ def _depthwise(style: Style, context: Context, x: Buffer, found: Convolution) ->
     plane = context.temp("plane", (lines.plane_bytes,), "int8")
     strip = context.temp("strip", (lines.strip_bytes,), "int8")
     result = context.result(channels_last=True)
-    with context.kernel(multiply_adds=g.pixels * g.N * math.prod(g.kernel)) as k:
+    with context.kernel(multiply_adds=g.batch * g.pixels * g.N * math.prod(g.kernel)) as k:
         k.choice = "vectors: depthwise, channel by channel, a window in a load"
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
         y = k.write("y", result, (result.elements,))
         block, room = k.scratch("plane", plane), k.scratch("strip", strip)
-        with k.grid(c=g.N) as (c,):
-            with k.when(tirx.EQ(c, 0)):
+        with each_image(k, g, c=g.N) as (n, c):
+            with k.when(is_first(n, c)):
                 k.call(FILL, address(block, 0), found.x_zero, lines.plane_bytes)
             inner = lines.padding[0] * lines.columns + lines.padding[1]
             k.call(
                 lines_kernel(lines),
                 address(block, inner),
-                address(source, c if g.N == g.C else tirx.truncdiv(c, g.N // g.C)),
+                address(source, n * g.input_elements + (c if g.N == g.C else tirx.truncdiv(c, g.N // g.C))),
             )
             k.call(
                 channel_kernel(lines, found.store),
                 address(block, 0),
                 address(words, c, 0),
-                address(y, c),
+                address(y, n * (g.pixels * g.N) + c),
                 address(room, 0),
             )
-        if g.N == g.C:
-            k.may_lie_over(result, x, 0, exact=True)  # a channel may only be written over itself
+        if lies_over_itself(g):
+            k.may_lie_over(result, x, 0, exact=True)
     return result
