@@ -10,8 +10,8 @@ A second table has the CPU seconds that inference and groups take for deep netwo
 how much faster the cpu artifact of a ResNet-50 is without 60 % of its parameters. Models that do not get that far are listed as
 failures, each with the stage and the cause.
 
---all takes every classifier of torchvision and one model of each family (module) of timm. Install them without their dependencies, away
-from the environment, and name the folder:
+--all takes every classifier of torchvision, one model of each family (module) of timm, and small networks of 33 architectures of
+transformers (which has dependencies of its own). Install them away from the environment, and name the folder:
 
     pip install --no-deps --target DIR torchvision timm huggingface_hub safetensors pyyaml pillow torch-pruning
     python -m benchmarks.prune --packages DIR --all --json
@@ -53,13 +53,13 @@ from models.resnet import resnet152
 def main(arguments: list[str] | None = None) -> None:
     """Print one row a model, and the failures."""
     options = parser(__doc__)
-    options.add_argument(
-        "--all", action="store_true", help="all of torchvision's classifiers and one model a family of timm"
-    )
+    options.add_argument("--all", action="store_true", help="all that --packages has, as said above")
     options.add_argument("--ratio", type=float, default=0.5, help="share of the parameters that is to go, 0.5")
     options.add_argument("--options", default="", help='further options of the pass, as "scope=local,align=16"')
     options.add_argument(
-        "--models", default="", help="only these, separated by commas: NAME, torchvision/NAME or timm/NAME"
+        "--models",
+        default="",
+        help="only these, separated by commas: NAME, torchvision/NAME, timm/NAME or transformers/NAME",
     )
     options.add_argument("--packages", type=Path, metavar="DIR", help="folder with torchvision and timm")
     options.add_argument(

@@ -15,6 +15,7 @@ from torch import nn
 
 import dsopt
 from benchmarks.harness import progress
+from benchmarks.prune.transformer_nets import ARCHITECTURES, transformer_spec, transformers_package
 
 OWN = ("bert", "gpt", "gru", "lstm", "mobilenet_v2", "resnet18", "resnet50", "unet")
 FAST = ("densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x1_0",
@@ -66,6 +67,8 @@ def candidates(chosen: argparse.Namespace) -> Iterator[Candidate]:
     if vision is not None and not chosen.quick:
         names = vision.models.list_models(module=vision.models) if chosen.all else FAST
         yield from (named(f"torchvision/{name}") for name in names)
+    if chosen.all and transformers_package() is not None:
+        yield from (named(f"transformers/{name}") for name in ARCHITECTURES)
     timm = timm_package() if chosen.all else None
     if timm is not None:
         yield from (named(f"timm/{smallest(timm.list_models(module=family))}") for family in timm.list_modules())
@@ -76,13 +79,16 @@ def named(name: str) -> Candidate:
     source, _, model = name.rpartition("/")
     if not source:
         return own(model)
-    package = torchvision_package() if source == "torchvision" else timm_package()
+    packages = {"torchvision": torchvision_package, "timm": timm_package, "transformers": transformers_package}
+    package = packages[source]() if source in packages else None
     if package is None:
         raise SystemExit(f"{source} cannot be imported; see --help for how to install it, and --packages")
     if source == "torchvision":
         return Candidate(
             name, lambda side: dsopt.ModelSpec(_torchvision_model(package, model), (torch.rand(2, 3, side, side),))
         )
+    if source == "transformers":
+        return Candidate(name, lambda side: transformer_spec(package, model), SIDES[:1])
     return Candidate(name, lambda side: _timm_model(package, model, side))
 
 
