@@ -17,7 +17,7 @@ accuracy, spread              percent of the artifact's answers that are right, 
 accuracy_drop                 points below the teacher of the same seed, the mean
 
 A run keeps its JSON in benchmarks/results/, with machine, versions and seeds; --report shows the newest, with sizes and times measured
-anew on programs of the same form. A seed takes about six hours on one CPU core, seed 0 twice that; --work DIR keeps what is done, and a
+anew on programs of the same form. A seed takes about four hours on one CPU core, seed 0 twice that; --work DIR keeps what is done, and a
 later call goes on from it.
 
 DIR of --assets holds data/sst2/train.tsv and dev.tsv (see models/sentiment.py).

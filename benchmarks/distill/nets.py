@@ -51,7 +51,7 @@ class BagOfWords(nn.Module):
         return (self.words(ids) * seen).sum(1) + self.bias
 
 
-def encoder(scale: Scale, layers: int, seed: int, dropout: float = 0.1) -> Program:
+def encoder(scale: Scale, layers: int, seed: int, dropout: float = 0.5) -> Program:
     """Return an untrained encoder of some depth."""
     net = seeded(
         lambda: sentiment.SentimentNet(scale.width, scale.heads, layers, dropout, scale.length, scale.expansion), seed

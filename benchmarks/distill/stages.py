@@ -29,12 +29,12 @@ class Recipe:
     epochs: int
     student_epochs: int
     int8_epochs: int
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     int8_learning_rate: float = 3e-5
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
 
 
-FULL_RECIPE = Recipe(12, 12, 3)
+FULL_RECIPE = Recipe(8, 8, 2)
 QUICK_RECIPE = Recipe(2, 2, 1, learning_rate=2e-3)
 
 
