@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from dsopt.errors import InputError, ReadError, did_you_mean
+from dsopt.errors import InputError, ReadError
 from dsopt.npy import MAGIC, parse_npy
 from dsopt.zip_limits import LIMITS, open_zip
 
@@ -66,9 +67,9 @@ def split_feeds(
         name, shape = str(spec["name"]), list(spec["shape"])
         if name not in arrays:
             problems.append(f"{name}: missing")
-            hints.append(
-                f"{did_you_mean(name, arrays)}write the array under the name of the input: numpy.savez(path, {name}=...)"
-            )
+            near = get_close_matches(name, arrays, n=1)
+            what = f"{near[0]}, if that is what it is," if near else "the array"
+            hints.append(f"write {what} under the name of the input: numpy.savez(path, {name}=...)")
             continue
         array = arrays[name]
         if str(array.dtype) != spec["dtype"]:

@@ -94,7 +94,7 @@ def test_arrays_are_cut_into_runs(shape: tuple[int, ...], runs: int) -> None:
     ("arrays", "hint"),
     [
         ({"X": np.ones((1, 3), F32)}, r"numpy.savez\(path, x=...\)\n    the data has: X float32\[1, 3\]"),
-        ({"xs": np.ones((1, 3), F32)}, "did you mean xs\\? write"),
+        ({"xs": np.ones((1, 3), F32)}, "write xs, if that is what it is, under the name of the input"),
         ({}, "the data has: nothing"),
         ({"x": np.ones((1, 3))}, r"cast x: .astype\('float32'\)"),
         ({"x": np.ones((3, 5), F32)}, r"put the axes of x into the order of the input: .transpose\(1, 0\)"),

@@ -32,12 +32,15 @@ def refuse_fallbacks(build: Build) -> None:
     if not found:
         return
     helps = ["give these layers a form that has a kernel, as the reason says"] if generic else []
-    if floats:
+    if floats and any(record.name.startswith("quantize") for record in build.records):
         helps.append(
-            'quantise, as in --passes "...,quantize" --data SAMPLES.npz; dsopt explain DS0923 says what stays in float'
+            "write what stays in floats with operators that have an integer form, such as nn.GRU for nn.GRUCell"
         )
+    elif floats:
+        helps.append('quantise, as in --passes "...,quantize" --data SAMPLES.npz')
+    count = "1 layer is" if len(found) == 1 else f"{len(found)} layers are"
     raise CheckError(
-        "DS0923", f"{len(found)} layers are not what --strict asks for: {len(generic)} in generic loops, {len(floats)} in floating point",
+        "DS0923", f"{count} not what --strict asks for: {len(generic)} in generic loops, {len(floats)} in floating point",
         where="\n".join(found), fix="\n".join([*helps, "or drop --strict; nothing was written"]),
     )  # fmt: skip
 

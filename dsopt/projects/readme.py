@@ -50,7 +50,9 @@ def _stored(port: Mapping[str, Any]) -> str:
     grid = port.get("stored")
     if not isinstance(grid, Mapping):
         return _plain(port.get("dtype"))
-    return f"{_plain(grid.get('dtype'))}, which stands for {grid.get('scale')} * (q - {grid.get('zero_point')})"
+    zero = grid.get("zero_point")
+    shifted = f"(q + {-zero})" if isinstance(zero, int) and zero < 0 else f"(q - {zero})"
+    return f"{_plain(grid.get('dtype'))}, which stands for {grid.get('scale')} * {shifted}"
 
 
 def _memory(model: Model) -> str:

@@ -140,6 +140,13 @@ def stages() -> ModelSpec:
     return ModelSpec(_Stages(nn.Sequential(*layers)).eval(), (torch.randn(1, 3, 24, 24),))
 
 
+def pixels() -> ModelSpec:
+    """Return a network that gives an image: its values lie with channels last, its output does not."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    return ModelSpec(layers.eval(), (torch.randn(1, 3, 10, 10),))
+
+
 class _Stages(nn.Module):
     def __init__(self, features: nn.Module) -> None:
         super().__init__()

@@ -77,6 +77,19 @@ def test_a_quantised_chip_gives_the_bits_of_the_model_quantised_again(run: Run, 
     assert "flash bytes" in Path("report.html").read_text()
 
 
+def test_an_output_of_integers_that_is_put_in_order_is_compared_as_what_it_stands_for(
+    run: Run, run_json: Callable[..., Any]
+) -> None:
+    np.savez("d.npz", input=np.random.default_rng(0).standard_normal((6, 3, 10, 10), dtype=np.float32))
+    net = ("tests.cli.models:pixels", "--data", "d.npz")
+    run("compile", *net, "-t", "mcu:cortex-m4", "--io", "int8", "--passes", "...,quantize", "-o", "q")
+    found = run_json("verify", "q", "--against", *net, "--bisect")
+    assert found["agrees"]
+    assert found["first_difference"] is None
+    assert [each["relative_error"] for each in found["layers"]] == [0] * len(found["layers"])
+    assert any("dequantize" in each["op"] for each in found["layers"])
+
+
 def test_patches_of_a_layer_are_summed_and_ports_of_integers_are_shown(run: Run, run_json: Callable[..., Any]) -> None:
     np.savez("d.npz", x=np.random.default_rng(0).standard_normal((8, 3, 24, 24), dtype=np.float32))
     net = ("compile", "tests.cli.models:stages", "-t", "mcu:cortex-m4", "--io", "int8", "--passes", "...,quantize")

@@ -187,7 +187,9 @@ def _more(what: str, need: int, target: McuTarget, unknown: str = "") -> str:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['layer']} ({row['function']})" if row["layer"] else str(row["function"])
+    if row["layer"]:
+        return f"{row['layer']} ({row['function']})"
+    return f"{row['function']} at {row['source']}" if row["source"] else str(row["function"])
 
 
 def _why(row: Mapping[str, Any]) -> str:

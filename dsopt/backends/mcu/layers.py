@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dsopt.backends.mcu.c_text import Names
@@ -11,7 +12,8 @@ from dsopt.backends.mcu.place import Placement
 from dsopt.backends.tir.program import Kernel
 from dsopt.ir import Program
 
-_BORDERS = ("dsopt.quantize.default", "dsopt.dequantize.default")
+_READ_OFF = "dsopt.dequantize.default"
+_BORDERS = ("dsopt.quantize.default", _READ_OFF)
 """Operators that read or write floats because that is what they are for."""
 
 
@@ -51,6 +53,11 @@ def add_traces(rows: Sequence[dict[str, Any]], placement: Placement, names: Name
         result = placement.program.results.get(kernel.node)
         if last[kernel.node] == number and result is not None:
             row["trace"] = _trace(placement, names, result)
+            grid = placement.program.grids.get(result)
+            if (
+                row["op"] == _READ_OFF and grid is not None
+            ):  # an output that stays integers, put into the order of its shape
+                row["trace"] |= {"stored": {"dtype": row["trace"]["dtype"], **asdict(grid)}, "dtype": "float32"}
 
 
 def _trace(placement: Placement, names: Names, name: str) -> dict[str, Any]:
