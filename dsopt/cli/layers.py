@@ -56,10 +56,11 @@ def layer_rows(manifest: Mapping[str, Any], instructions: Sequence[int | None] |
 
 
 def patches_text(manifest: Mapping[str, Any]) -> str:
-    """Say which layers run patch by patch; "" where none do."""
+    """Say which layers run patch by patch, or why none do although that was asked for; "" where it was not."""
     patches = manifest.get("patches")
     if not isinstance(patches, Mapping):
-        return ""
+        why = manifest.get("why_whole")
+        return f"none, because {why}" if isinstance(why, str) else ""
     until = patches.get("layer") or f"%{patches.get('until')}"
     text = f"{patches.get('rows')} x {patches.get('columns')} of {until} and all before it"
     products = patches.get("multiply_adds")

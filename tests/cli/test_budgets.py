@@ -168,6 +168,11 @@ def test_options_that_would_be_ignored_are_refused(run: Run, arguments: tuple[st
     assert not Path("out").exists()
 
 
+def test_a_float_model_made_for_ram_says_why_it_stays_whole(run: Run) -> None:
+    text = run(*M4, "--optimize", "ram", "-o", "out").stdout
+    assert "none, because only layers in 8-bit integers run patch by patch" in text
+
+
 def test_ports_of_integers_are_refused_where_both_ends_compute_in_floats(run: Run, data: None) -> None:
     keep = "quantize{keep=features.0|head}"
     arguments = ("--passes", f"...,{keep}", "--data", "x.npz", "--io", "int8", "-o", "out")

@@ -190,6 +190,7 @@ def test_code_made_for_ram_stays_whole_where_patches_would_exceed_another_budget
     tight = McuTarget("cortex-m4", flash_bytes=whole.manifest["memory"]["flash_bytes"])
     artifact = McuBackend().emit(program, tight, EmitOptions(optimize="ram"))
     assert "patches" not in artifact.manifest
+    assert artifact.manifest["why_whole"].startswith("no way takes less RAM within the other budgets")
 
 
 def test_what_fits_in_no_patches_is_refused() -> None:

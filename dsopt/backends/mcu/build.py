@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dsopt.artifact import Artifact
 from dsopt.backends.base import EmitOptions
 from dsopt.backends.mcu.budget import RAM_EXCEEDED, Lowest, Overrun, check_counted, exceeded, refusal
@@ -50,7 +52,12 @@ class Build:
         if self._options.optimize != "ram":
             return built.artifact
         way = self._patches.smallest(max(built.measured.ram_bytes - 1, LEAST_BYTES))
-        return way.artifact if way else built.artifact
+        if way is not None:
+            return way.artifact
+        why = why_none(self._program) or "there are no convolutions"
+        if self._patches.count:
+            why = "no way takes less RAM within the other budgets and with at most half as many products again"
+        return replace(built.artifact, manifest={**built.artifact.manifest, "why_whole": why})
 
     def _in_patches(self, found: list[Overrun]) -> Way | None:
         if found[0].code != RAM_EXCEEDED:
