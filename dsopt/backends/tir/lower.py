@@ -135,6 +135,9 @@ class _Lowerer:
             for user in node.users
         )
 
+    def readers(self) -> tuple[str, ...]:
+        return tuple(str(user.target) for user in self._current.users)
+
     # ---- the walk ----
 
     def run(self) -> None:

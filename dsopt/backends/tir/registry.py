@@ -101,6 +101,9 @@ class Session(Protocol):
     def may_overwrite(self, target: Buffer) -> bool:
         """Return whether the node being lowered is the last to see the bytes of `target`, and may change them."""
 
+    def readers(self) -> tuple[str, ...]:
+        """Return the operators that read the result of the node being lowered, "output" among them if it is one."""
+
 
 class Context:
     """One node being lowered: declare its buffers, open its kernels."""
@@ -172,6 +175,10 @@ class Context:
     def may_overwrite(self, target: Buffer) -> bool:
         """Return whether this node may write its result over `target`, whose bytes nobody reads afterwards."""
         return self.session.may_overwrite(target)
+
+    def readers(self) -> tuple[str, ...]:
+        """Return the operators that read the result, "output" among them if the model returns it."""
+        return self.session.readers()
 
     @contextmanager
     def kernel(self, suffix: str = "", multiply_adds: int = 0) -> Iterator[KernelBuilder]:

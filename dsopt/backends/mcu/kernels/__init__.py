@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, sliced
+from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, reordered, sliced
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
 from dsopt.backends.mcu.kernels.helium import convolution as helium
 from dsopt.backends.mcu.kernels.linear import linear
@@ -20,7 +20,19 @@ from dsopt.target import CORES, McuTarget
 _ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize": 1, "dequantize": 1}
 """Operators over each element, and how many images they take."""
 
+_PERMUTATIONS = (
+    "permute.default",
+    "transpose.int",
+    "movedim.int",
+    "movedim.intlist",
+    "swapaxes.default",
+    "swapdims.default",
+)
+_OF_IMAGES = ("q_conv", "q_conv_add", "q_max_pool", "q_avg_pool")
+"""Operators that read an image with channels last as it is."""
+
 _ALWAYS: Mapping[str, Lowering] = {
+    **{f"aten.{name}": reordered([f"dsopt.{each}.default" for each in _OF_IMAGES]) for name in _PERMUTATIONS},
     "dsopt.q_mean.default": mean,
     "aten.cat.default": joined,
     "aten.slice.Tensor": sliced,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from dsopt.backends.tir import ops  # noqa: F401  registers the generic lowerings
@@ -54,6 +55,30 @@ def _stored_context(context: Context, shape: tuple[int, ...]) -> Context:
 def _restored(context: Context, y: Any) -> Buffer:
     assert isinstance(y, Buffer)
     return context.session.add_buffer(f"{y.name}_last", context.shape, y.dtype, y.name, True)
+
+
+def reordered(image_operators: Collection[str]) -> Lowering:
+    """Return a lowering of permutations that no byte need move for: to an image whose channels lie last already, or back from one.
+
+    image_operators: those that take such an image as it is. Others would get a copy each, where one will do.
+    """
+
+    def lower(context: Context, x: Buffer, *_: Any) -> Buffer:
+        (layout,) = context.layouts()
+        rank = len(layout.shape)
+        if rank < 3 or len(x.shape) != rank:
+            raise UnsuitedError("")
+        if x.channels_last:
+            strides = channels_to_end(contiguous_strides(x.shape))
+            if (layout.shape, layout.strides, layout.offset) != (x.stored_shape, strides, 0):
+                raise UnsuitedError("")
+            return context.session.add_buffer(f"{x.name}_view", layout.shape, x.dtype, x.name)
+        stored = Layout(channels_to_end(layout.shape), channels_to_end(layout.strides), layout.offset)
+        if not stored.is_whole(x.elements) or not {*context.readers()} <= {*image_operators}:
+            raise UnsuitedError("")
+        return context.session.add_buffer(f"{x.name}_last", layout.shape, x.dtype, x.name, True)
+
+    return lower
 
 
 def joined(context: Context, parts: list[Buffer], dim: int = 0) -> Buffer:
