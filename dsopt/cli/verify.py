@@ -69,19 +69,24 @@ def command(
             data=data,
             progress=progress,
         )
-    console.result({"artifact": str(artifact), "model": against, **found.as_dict()}, _text(found, bisect))
+    console.result(
+        {"artifact": str(artifact), "model": against, **found.as_dict()},
+        _text(found, bisect, bool(opened.manifest.get("patches"))),
+    )
     return 0 if found.agrees else 1
 
 
 def _verdict(output: OutputAgreement, tolerance: float) -> str:
     if output.relative_error <= tolerance:
         return output.note or "agrees"
+    if output.own_error is not None:
+        return f"agrees as far as float32 goes: torch itself is off by {output.own_error:.2g}"
     if output.agrees(tolerance):
         return f"agrees to {output.rounding:.2f} of what quantisation changes"
     return f"DIFFERS: {output.note}" if output.note else "DIFFERS"
 
 
-def _text(found: Verification, bisect: bool) -> str:
+def _text(found: Verification, bisect: bool, is_patched: bool) -> str:
     rows = [
         (each.name, each.relative_error, each.largest_difference, _verdict(each, found.tolerance))
         for each in found.outputs
@@ -98,6 +103,8 @@ def _text(found: Verification, bisect: bool) -> str:
             text += f"\nThe first layer that differs is %{first.node} {first.op}{place}: relative error {first.relative_error:.3g}.\n"
         else:
             text += f"\nNo layer differs by more than {found.tolerance:g}.\n"
+        if is_patched:
+            text += "Layers that run in patches are never whole in memory, and compared by what is made of them.\n"
     verdict = "agrees with" if found.agrees else "differs from"
     if found.agrees and found.outputs and all(each.note for each in found.outputs):
         verdict = "gave no number to compare with"

@@ -36,13 +36,15 @@ begins with `{model.name}_`, so models with other names (`dsopt compile --name`)
 
 def _ports(model: Model) -> str:
     lines = ["| | name | in memory | shape | address |", "|---|---|---|---|---|"]
-    for key, function in (("inputs", "input"), ("outputs", "output")):
+    for key, function in (("inputs", "input"), ("outputs", "output"), ("states", "state")):
         for number, port in enumerate(model.manifest.get(key, ())):
             shape = ", ".join(str(size) for size in port.get("shape", ()))
             call = f"`{model.name}_{function}({number})`"
             lines.append(
                 f"| {function} {number} | `{_plain(port.get('name'))}` | {_stored(port)} | [{shape}] | {call} |"
             )
+    if model.manifest.get("states"):
+        lines.append(f"\nA run steps the states; `{model.name}_reset()` puts them back to their first values.")
     return "\n".join(lines)
 
 

@@ -107,6 +107,8 @@ def test_patches_of_a_layer_are_summed_and_ports_of_integers_are_shown(run: Run,
         assert str(len(first)) in line
         assert f"{sum(row['instructions'] for row in first):,}" in line
     assert len(run_json("bench", "p", "--layers")["layers"]) == len(rows)
+    checked = run("verify", "p", "--against", "tests.cli.models:stages", "--data", "d.npz", "--bisect").stdout
+    assert "Layers that run in patches are never whole in memory" in checked
     stored = manifest["inputs"][0]["stored"]
     port = f"int8[1, 3, 24, 24], scale {stored['scale']:.9g}, zero point {stored['zero_point']}"
     assert port in shown

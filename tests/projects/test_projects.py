@@ -101,6 +101,9 @@ def test_cmake_configures_builds_and_tests_alone_and_as_a_part(
 def test_a_project_of_a_model_with_states_runs(stateful: Artifact, tmp_path: Path) -> None:
     export_project(stateful, "make", tmp_path / "project")
     assert "second: 0 of 1 outputs differ" in run(tmp_path / "project", "make", "test")
+    text = (tmp_path / "project/README.md").read_text()
+    assert "`second_state(0)`" in text
+    assert "`second_reset()` puts them back" in text
 
 
 @pytest.mark.parametrize("kind", PROJECTS)
