@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,16 @@ def _run_failed(problem: Exception) -> InputError:
     )
 
 
+@cache
+def _has_vnni() -> bool:
+    """Tell whether this CPU is known to add products of bytes in int32. Where it is not, exactness costs a seventh of the time."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def _open(artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), profile_to: str = "") -> Any:
     options = ort.SessionOptions()
     options.enable_profiling = bool(profile_to)
@@ -151,8 +162,8 @@ def _open(artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), p
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
-    # On x86-64 without VNNI, products of unsigned and signed bytes would be added in saturating int16.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not _has_vnni():  # products of unsigned and signed bytes would be added in saturating int16
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if MODEL not in artifact.files:
         raise ArtifactError("DS0853", f"the artifact has no {MODEL}", fix="compile the model again for cpu")
     path = artifact.path_of(MODEL)
