@@ -160,7 +160,8 @@ class Conflicts:
     def refit(self, order: Sequence[int], starts: Sequence[int], here: int, there: int, limit: int) -> list[int] | None:
         """Return what `first_fit` gives for an order, from the starts of one in which the buffer now at `there` was at `here`.
 
-        None if the end of a buffer is above `limit`. Only those are fitted again before which something has changed.
+        None if a buffer ends above `limit`, at or below which the order before it ends. Only those are fitted again before which something
+        has changed.
         """
         chosen, (first, last) = order[there], sorted((here, there))
         fitted, rank = list(starts), [0] * len(starts)

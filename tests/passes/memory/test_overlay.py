@@ -145,6 +145,22 @@ def test_the_verifier_agrees_with_marking_every_byte(problem: Problem, data: st.
         assert not is_wrong(problem, offsets)
 
 
+@given(problems(most=12), st.data())
+def test_an_order_with_one_buffer_moved_is_fitted_as_if_from_nothing(problem: Problem, data: st.DataObject) -> None:
+    lives, overlays = problem
+    known = {life.name: life for life in lives}
+    touching = [o for o in overlays if {o.output, o.input} <= {*known} and known[o.input].last == known[o.output].first]
+    conflicts = Conflicts(lives, joined(touching), {}, 16)
+    order = data.draw(st.permutations(range(len(lives))))
+    starts, top = conflicts.first_fit(order)
+    here, there = (data.draw(st.integers(0, len(lives) - 1)) for _ in range(2))
+    moved = list(order)
+    moved.insert(there, moved.pop(here))
+    fitted, end = conflicts.first_fit(moved)
+    limit = data.draw(st.sampled_from([top, max(top, end), sum(conflicts.size)]))
+    assert conflicts.refit(moved, starts, here, there, limit) == (fitted if end <= limit else None)
+
+
 CHAIN = [Lifetime("x", 64, 0, 0), Lifetime("y", 64, 0, 1), Lifetime("z", 32, 1, 1)]
 
 
