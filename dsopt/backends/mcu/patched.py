@@ -103,6 +103,10 @@ class Patches:
             self._built[choice] = Way(choice, self.layer(choice), built)
         return self._built[choice]
 
+    def is_cheap(self, choice: Choice) -> bool:
+        """Return whether a way computes so little twice that it may be taken for RAM that is not needed."""
+        return choice.products <= self._products * _MOST_PRODUCTS
+
     def layer(self, choice: Choice) -> str:
         """Return the layer that the patches of a way end with, as the user's module has it."""
         node = next(node for node in self._program.graph.nodes if node.name == choice.patch.until)
