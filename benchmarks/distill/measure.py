@@ -63,9 +63,10 @@ def size_and_latency(programs: Mapping[str, Program], scale: Scale, seconds: flo
     int8 and final have their ratios to the teacher, too, times as the median over rounds.
     """
     progress("measuring size and latency")
+    dims = {"batch": 1, "length": scale.length}
     artifacts = {
-        name: dsopt.compile(program.specialize({"batch": 1}), "cpu", tolerance=_TOLERANCE) for name, program in programs.items()
-    }  # fmt: skip
+        name: dsopt.compile(program.specialize(dims), "cpu", tolerance=_TOLERANCE) for name, program in programs.items()
+    }
     sizes = {name: sum(map(len, artifact.files.values())) for name, artifact in artifacts.items()}
     sessions = {name: Session(artifact, threads=1) for name, artifact in artifacts.items()}
     feed = {"ids": _sentences(scale, 1)}

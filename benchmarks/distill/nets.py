@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import dsopt
 from dsopt import ModelSpec, Program
@@ -51,18 +51,37 @@ class BagOfWords(nn.Module):
         return (self.words(ids) * seen).sum(1) + self.bias
 
 
+class AnyLength(sentiment.SentimentNet):
+    """The network for sentences of up to its length: training need not pad all of them to the longest."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Classify (B, S) sentences, S at most the network's length."""
+        places = self.places[: ids.shape[1]]
+        mask = (ids != sentiment.PADDING)[:, None, None, :]
+        x = self.dropout(self.words(ids) + places)
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.norm(x)
+        question = self.question.expand(ids.shape[0], -1, -1)
+        pooled = F.scaled_dot_product_attention(question, x, x, attn_mask=mask[:, 0])
+        logits: Tensor = self.classifier(self.dropout(pooled.squeeze(1)))
+        return logits
+
+
 def encoder(scale: Scale, layers: int, seed: int, dropout: float = 0.5) -> Program:
     """Return an untrained encoder of some depth."""
-    net = seeded(
-        lambda: sentiment.SentimentNet(scale.width, scale.heads, layers, dropout, scale.length, scale.expansion), seed
-    )
-    return dsopt.capture(sentiment.spec(net, seed))
+    net = seeded(lambda: AnyLength(scale.width, scale.heads, layers, dropout, scale.length, scale.expansion), seed)
+    return dsopt.capture(ModelSpec(net, sentiment.spec(net, seed).args, dynamic=_varying(scale)))
 
 
 def bag_of_words(scale: Scale) -> Program:
     """Return the untrained network without any order."""
     ids = torch.full((2, scale.length), sentiment.FIRST_WORD)
-    return dsopt.capture(ModelSpec(BagOfWords().eval(), (ids,), dynamic={"ids": {0: "batch"}}))
+    return dsopt.capture(ModelSpec(BagOfWords().eval(), (ids,), dynamic=_varying(scale)))
+
+
+def _varying(scale: Scale) -> dict[str, dict[int, object]]:
+    return {"ids": {0: "batch", 1: ("length", 2, scale.length)}}
 
 
 def read_sentences(assets: Path, scale: Scale) -> sentiment.Sst2:
@@ -72,11 +91,27 @@ def read_sentences(assets: Path, scale: Scale) -> sentiment.Sst2:
     return data._replace(x_train=data.x_train[:count], y_train=data.y_train[:count])
 
 
-def batches(data: sentiment.Sst2, size: int = 64) -> DataLoader[Any]:
-    """Return shuffled batches in which some words are made unknown, others each time."""
+class Batches:
+    """Shuffled batches (ids, labels) of sentences of about the same length, padded to the longest of them, some words made unknown.
 
-    def together(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        ids, labels = (torch.stack(each) for each in zip(*rows, strict=True))
-        return sentiment.drop_words(ids), labels
+    Sentences are sorted by length within pools of some batches; pools, batches and unknown words are others in each round.
+    """
 
-    return DataLoader(TensorDataset(data.x_train, data.y_train), size, shuffle=True, collate_fn=together)
+    def __init__(self, data: sentiment.Sst2, size: int = 64, pool: int = 16) -> None:
+        self._x, self._y, self._size, self._pool = data.x_train, data.y_train, size, pool * size
+        self._lengths = (data.x_train != sentiment.PADDING).sum(1)
+
+    def __len__(self) -> int:
+        """Return the number of batches of a round."""
+        return (len(self._y) + self._size - 1) // self._size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a round, drawn from torch's generator."""
+        order = torch.randperm(len(self._y))
+        batches = [
+            batch for pool in order.split(self._pool) for batch in pool[self._lengths[pool].argsort(stable=True)].split(self._size)
+        ]  # fmt: skip
+        for number in torch.randperm(len(batches)).tolist():
+            rows = batches[number]
+            longest = max(int(self._lengths[rows].max()), 2)
+            yield sentiment.drop_words(self._x[rows, :longest]), self._y[rows]

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch.nn.functional import cross_entropy
 
-from benchmarks.distill.nets import Scale, bag_of_words, batches, encoder
+from benchmarks.distill.nets import Batches, Scale, bag_of_words, encoder
 from benchmarks.harness import progress
+from benchmarks.kept import kept
 from dsopt import PassManager, Program, parse_pipeline
 from dsopt.train import distill, qat, student, taught_loss
 from models.sentiment import Sst2
@@ -73,7 +74,7 @@ class Run:
 
         def train(checkpoint: Path | None) -> Program:
             return distill(
-                make(), None, batches(self.data), epochs=epochs, labels=1.0, logits=0.0, **self._options(checkpoint, rate)
+                make(), None, Batches(self.data), epochs=epochs, labels=1.0, logits=0.0, **self._options(checkpoint, rate)
             ).program  # fmt: skip
 
         return self._kept(name, train)
@@ -83,7 +84,7 @@ class Run:
 
         def train(checkpoint: Path | None) -> Program:
             return distill(
-                make(), teacher, batches(self.data), epochs=self.recipe.student_epochs, **TEACHING, **self._options(checkpoint)
+                make(), teacher, Batches(self.data), epochs=self.recipe.student_epochs, **TEACHING, **self._options(checkpoint)
             ).program  # fmt: skip
 
         return self._kept(name, train)
@@ -95,7 +96,7 @@ class Run:
         def train(checkpoint: Path | None) -> Program:
             options = self._options(checkpoint, self.recipe.int8_learning_rate)
             return qat(
-                program, batches(self.data), loss, epochs=self.recipe.int8_epochs, teacher=teacher, **options
+                program, Batches(self.data), loss, epochs=self.recipe.int8_epochs, teacher=teacher, **options
             ).program
 
         return self._kept(name, train)
@@ -107,19 +108,8 @@ class Run:
         }  # fmt: skip
 
     def _kept(self, name: str, train: Callable[[Path | None], Program]) -> Program:
-        """Read what an earlier run has left, or train and leave it."""
         progress(f"seed {self.seed}: {name}")
-        if self.folder is None:
-            return train(None)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{self.seed}-{name.replace(' ', '-')}"
-        done, checkpoint = self.folder / f"{stem}.dsoptp", self.folder / f"{stem}.ckpt"
-        if done.exists():
-            return Program.load(done)
-        program = train(checkpoint)
-        program.save(done)
-        checkpoint.unlink(missing_ok=True)
-        return program
+        return kept(self.folder, f"{self.seed}-{name.replace(' ', '-')}", train)
 
 
 def pruned(program: Program, scale: Scale) -> Program:

@@ -93,7 +93,10 @@ def _masked(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _statistics(original: Program, result: Program) -> dict[Any, Callable[..., Any]]:
-    """Return what to call in the place of norms and means whose channels are fewer in `result`."""
+    """Return what to call in the place of norms and means whose channels are fewer in `result`.
+
+    They are told the sizes of their operand there, None for those that are the same.
+    """
     after = {node.name: node for node in result.graph.nodes}
     found: dict[Any, Callable[..., Any]] = {}
     for node in original.graph.nodes:
@@ -102,7 +105,8 @@ def _statistics(original: Program, result: Program) -> dict[Any, Callable[..., A
             continue
         x, pruned = (_operand(each) for each in (node, after[node.name]))
         if x.shape != pruned.shape:
-            found[node] = partial(judge, tuple(pruned.shape))
+            sizes = zip(x.shape, pruned.shape, strict=True)
+            found[node] = partial(judge, tuple(None if str(a) == str(b) else int(b) for a, b in sizes))
     return found
 
 
@@ -160,7 +164,7 @@ def _mean(pruned: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **res
     places = [dim % x.dim() for dim in (dims or range(x.dim()))]
     lost = 1.0
     for place in places:
-        lost *= x.shape[place] / pruned[place]
+        lost *= 1.0 if pruned[place] is None else x.shape[place] / pruned[place]
     return torch.mean(x, places, keepdim) * lost
 
 

@@ -17,7 +17,7 @@ from dsopt import api
 from dsopt.backends.mcu import generate as generator
 from dsopt.backends.mcu import measure, toolchain
 from dsopt.cli import cli
-from dsopt.errors import BudgetError, CheckError, PassError, ToolchainError, UnsupportedOpError, UsageError
+from dsopt.errors import BudgetError, CheckError, InputError, PassError, ToolchainError, UnsupportedOpError, UsageError
 from dsopt.runtime.simulated import open_executor
 
 _DECOMPOSED = torch.ops.quantized_decomposed
@@ -198,8 +198,10 @@ def test_weights_and_samples_that_are_no_numbers_name_the_layer() -> None:
     with pytest.raises(PassError, match=r"DS0301.*NaN or infinity\n(.*\n)*.*body\.0\.weight: .* in body\.0") as caught:
         api.build(captured(broken), "mcu:cortex-m4", "...,quantize", feeds(1.0))
     assert caught.value.exit_code == 2
-    with pytest.raises(UsageError, match=r"DS0313.*\n(.*\n)*.* in body\.0 .*4 elements were NaN"):
+    with pytest.raises(InputError, match=r"DS0351.*\n.*x: 0 of 1"):
         api.build(captured(Net()), "mcu:cortex-m4", "...,quantize", feeds(float("nan")))
+    with pytest.raises(UsageError, match=r"DS0313.*\n(.*\n)*.* in body\.0 .*4 elements were NaN"):
+        api.build(captured(Net()), "mcu:cortex-m4", "...,quantize", feeds(float("inf")))
 
 
 @pytest.mark.parametrize("core", ["cortex-m0plus", "rv32imc"])

@@ -141,10 +141,8 @@ def _sliced(
     return [(*axes[:place], inference.take(axes[place], low, high), *axes[place + 1 :]) for low, high in bounds]
 
 
-def _bounds(start: Any, end: Any, size: int) -> tuple[int, int]:
+def _bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:
     """Return the indices that a slice takes, as Python does."""
-    if not isinstance(start, (int, type(None))) or not isinstance(end, (int, type(None))):
-        raise Unknown("the bounds of the slice are computed")
     low, high, _ = slice(start, end).indices(size)
     return low, max(low, high)
 
@@ -155,6 +153,9 @@ def _slice(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     size, axes = inference.shape(x)[place], inference.axes(x)
     out = fixed(result_sizes(node)[place])
     if not isinstance(size, int) or is_fixed(axes[place]):
+        return (*axes[:place], out, *axes[place + 1 :])
+    if not all(isinstance(bound, (int, type(None))) for bound in (named["start"], named["end"])):
+        inference.pin(axes[place], "the bounds of the slice are computed")
         return (*axes[:place], out, *axes[place + 1 :])
     low, high = _bounds(named["start"], named["end"], size)
     step = named["step"]
@@ -233,9 +234,10 @@ def _repeat(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     """(N) repeated K times is (K, N), and any number of copies is as good."""
     x, counts = tensor(named["self"]), named["repeats" if "repeats" in named else "dims"]
     added = len(counts) - rank(x)
-    if added < 0 or not all(isinstance(count, int) for count in counts):
-        raise Unknown("how often it is repeated is computed")
-    copies = [inference.fresh(count) for count in counts]
+    if added < 0:
+        raise Unknown("its counts are fewer than its dimensions")
+    lengths = [count.meta["val"] if isinstance(count, fx.Node) else count for count in counts]
+    copies = [inference.fresh(count) for count in lengths]  # a count that is computed holds no channels
     for index, expr in enumerate(copies):
         inference.remember(f"copies {index}", expr)
     axes = (*((),) * added, *inference.axes(x))

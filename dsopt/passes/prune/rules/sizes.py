@@ -86,7 +86,10 @@ def _repeat(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     if isinstance(counts, int):
         kept: Any = widths.kept(memory[node, "copies"])
         return None if kept == counts else (node.target, {**named, name: kept, "output_size": None})
-    new = [widths.kept(memory[node, f"copies {index}"]) for index in range(len(counts))]
+    new = [
+        count if isinstance(count, fx.Node) else widths.kept(memory[node, f"copies {index}"])
+        for index, count in enumerate(counts)
+    ]
     return None if new == list(counts) else (node.target, {**named, name: new})
 
 
