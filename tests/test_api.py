@@ -128,9 +128,9 @@ def test_a_miscompile_planted_in_the_onnx_fails_the_build(
 def test_a_miscompile_planted_in_the_c_fails_the_build(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ziglang")
     pytest.importorskip("unicorn")
-    from dsopt.backends.mcu import backend
+    from dsopt.backends.mcu import emitter
 
-    generate = backend.generate
+    generate = emitter.generate
 
     def planted(*given: Any) -> Any:
         sources = generate(*given)
@@ -142,7 +142,7 @@ def test_a_miscompile_planted_in_the_c_fails_the_build(old: str, new: str, monke
 
     program = dsopt.capture(nn.Conv2d(1, 2, 3, padding=1), (torch.randn(1, 1, 5, 5),))
     assert dsopt.api.build(program, "mcu:cortex-m4").agreement.max_relative_error < 1e-5  # type: ignore[operator]
-    monkeypatch.setattr(backend, "generate", planted)
+    monkeypatch.setattr(emitter, "generate", planted)
     with pytest.raises(CheckError, match="disagrees with the model"):
         dsopt.compile(program, "mcu:cortex-m4")
 

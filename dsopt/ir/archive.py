@@ -102,7 +102,7 @@ def _write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def _document(program: Program, tensors: list[Tensor]) -> dict[str, Any]:
     names = {node: f"n{number}" for number, node in enumerate(program.graph.nodes)}
-    signature = program.signature
+    signature, examples = program.signature, program.example_sizes()
     specs: list[WeightSpec | StateSpec] = [*signature.weights, *signature.states]
     return {
         "schema": SCHEMA,
@@ -120,7 +120,7 @@ def _document(program: Program, tensors: list[Tensor]) -> dict[str, Any]:
         "input_tree": signature.input_tree,
         "output_tree": signature.output_tree,
         "argument_names": list(signature.argument_names),
-        "dims": {name: {"min": dim.min, "max": dim.max} for name, dim in program.dims.items()},
+        "dims": {name: {"min": dim.min, "max": dim.max, "example": examples[name]} for name, dim in program.dims.items()},
         "nodes": [_node_document(program, node, names) for node in program.graph.nodes if node.op != "output"],
         "results": [names[node] for node in program.output_node.args[0]],  # type: ignore[union-attr]
     }  # fmt: skip
@@ -262,8 +262,22 @@ def _build(document: Mapping[str, Any], tensors: list[Tensor]) -> Program:
         )
     for node, spec in zip(program.inputs, signature.inputs, strict=True):
         node.meta["input_name"] = spec.name
-    retype(program, dims, {}, dict(zip(program.placeholders, zip(shapes, dtypes, strict=True), strict=True)))
+    given = dict(zip(program.placeholders, zip(shapes, dtypes, strict=True), strict=True))
+    retype(program, dims, {}, given, _examples(document["dims"], dims))
     return program
+
+
+def _examples(entries: Mapping[str, Any], dims: Mapping[str, Dim]) -> dict[str, int]:
+    """Return the sizes of the captured example, where the archive has them. Raises ReadError for one that its dim cannot have."""
+    found: dict[str, int] = {}
+    for name, dim in dims.items():
+        example = entries[name].get("example")
+        if example is None:
+            continue
+        if type(example) is not int or not dim.min <= example <= (_MAX_SIZE if dim.max is None else dim.max):
+            raise ReadError("DS0222", f"{example!r} is no size of the dim {name!r}")
+        found |= {name: example} if example > 1 else {}  # torch takes 1 for a fixed size
+    return found
 
 
 def _size(value: Any) -> int | str:

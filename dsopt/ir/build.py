@@ -219,15 +219,17 @@ Placeholders = Mapping[fx.Node, tuple[tuple[Size, ...], torch.dtype]]
 
 
 def retype(
-    program: Program, dims: Mapping[str, Dim], fixed: Mapping[str, int], given: Placeholders | None = None
-) -> None:
+    program: Program, dims: Mapping[str, Dim], fixed: Mapping[str, int], given: Placeholders | None = None,
+    examples: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
     """Give every node its shape and dtype anew, under a fresh mode in which `dims` vary and `fixed` have one size.
 
-    given: shapes and dtypes of the placeholders; without it, those that are recorded.
+    given: shapes and dtypes of the placeholders; without it, those that are recorded.  examples: sizes of the captured example; without
+    it, those of the program as it is, if it is typed.
     """
     mode = private.new_fake_mode()
     sizes: dict[str, int | torch.SymInt] = dict(fixed)
-    hints = program.example_sizes() if given is None else {}
+    hints = examples or (program.example_sizes() if given is None else {})
     given = given or {node: (program.shape(node), program.dtype(node)) for node in program.placeholders}
     for name, dim in dims.items():
         sizes[name] = private.new_symbol(mode, name, hints.get(name, max(dim.min, 4)), dim.min, dim.max)

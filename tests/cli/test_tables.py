@@ -83,6 +83,6 @@ def test_commands_and_options_are_completed() -> None:
     from dsopt.cli import cli
 
     completion = BashComplete(cli, {}, "dsopt", "_DSOPT_COMPLETE")
-    assert {item.value for item in completion.get_completions([], "co")} == {"compile", "completion"}
+    assert {item.value for item in completion.get_completions([], "co")} == {"compile", "completion", "compress"}
     assert "--fail-on" in {item.value for item in completion.get_completions(["compile"], "--f")}
     assert [item.value for item in completion.get_completions(["completion"], "z")] == ["zsh"]

@@ -153,3 +153,9 @@ def test_sizes_are_evaluated_as_python_would(text: str) -> None:
 )
 def test_sizes_follow_the_precedence_of_python(text: str, value: int) -> None:
     assert evaluate_size(text, {"batch": 4}) == value
+
+
+def test_the_sizes_of_the_example_are_kept(tmp_path: Path) -> None:
+    program = export_module(nn.Linear(4, 3), (torch.zeros(6, 4),), {}, {"input": {0: ("rows", 2, 9)}})
+    program.save(tmp_path / "saved.dsoptp")
+    assert Program.load(tmp_path / "saved.dsoptp").example_sizes() == program.example_sizes() == {"rows": 6}
