@@ -142,8 +142,7 @@ def check_against(
         for name, share in sorted(rounding.items())
     )
     notes += tuple(
-        f"output {name!r} magnifies rounding: torch's float32 itself is off by {error:.2g}"
-        for name, error in sorted(noise.items())
+        f"output {name!r} magnifies rounding: torch's float32 itself is as far from float64" for name in sorted(noise)
     )
     return Agreement(
         len(runs),

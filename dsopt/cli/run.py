@@ -47,13 +47,13 @@ def command(
 
     with console.bars() as progress, load(artifact, threads=threads) as session:
         feeds = read_feeds(session, inputs, dim, seed)
-        _note_nan(console, "input", feeds)
+        is_fed_nan = _note_nan(console, "input", feeds)
         results: list[dict[str, Array]] = []
         for start in range(0, len(feeds), _RUNS_AT_ONCE):
             progress(start, len(feeds), "running")
             results += session.run_many(feeds[start : start + _RUNS_AT_ONCE])
         names = [spec.name for spec in session.outputs]
-    if not any(_nan_counts(feeds).values()):
+    if not is_fed_nan:
         _note_nan(console, "output", results)
     stacked = {name: _joined([result[name] for result in results]) for name in names}
     if output is not None:
@@ -77,23 +77,18 @@ def read_feeds(session: Session, inputs: str, dims: dict[str, int], seed: int) -
     return split_feeds(read_npz(inputs), session.artifact.manifest["inputs"])
 
 
-def _nan_counts(runs: Sequence[Mapping[str, Array]]) -> dict[str, int]:
-    """Return in how many runs an array holds NaN."""
+def _note_nan(console: Output, what: str, runs: Sequence[Mapping[str, Array]]) -> bool:
+    """Say which inputs or outputs are no numbers, and return whether any are: integer code gives results for NaN all the same."""
     import numpy as np
 
     counts: dict[str, int] = {}
     for run in runs:
         for name, array in run.items():
-            if np.issubdtype(array.dtype, np.floating):
-                counts[name] = counts.get(name, 0) + int(np.isnan(array).any())
-    return counts
-
-
-def _note_nan(console: Output, what: str, runs: Sequence[Mapping[str, Array]]) -> None:
-    """Say which inputs or outputs are no numbers: integer code has none for NaN, and gives results all the same."""
-    for name, count in _nan_counts(runs).items():
-        if count:
-            console.note(f"{what} {name} holds NaN in {count:,} of {len(runs):,} runs")
+            if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                counts[name] = counts.get(name, 0) + 1
+    for name, count in counts.items():
+        console.note(f"{what} {name} holds NaN in {count:,} of {len(runs):,} runs")
+    return bool(counts)
 
 
 def _joined(arrays: list[Array]) -> Array:
