@@ -64,11 +64,11 @@ _HELPERS = {
 """What resetting and stepping states needs, by name; a file gets what it uses."""
 
 
-def _shared_loops(functions: Mapping[str, CFunction]) -> dict[str, str]:
+def shared_loops(kernels: Sequence[Kernel], functions: Mapping[str, CFunction]) -> dict[str, str]:
     """Return, for layers whose loops are equal to another layer's, the name of the one function that holds them."""
-    groups: dict[CFunction, list[str]] = {}
-    for name, function in functions.items():
-        groups.setdefault(function, []).append(name)
+    groups: dict[tuple[CFunction, bool], list[str]] = {}
+    for kernel in kernels:
+        groups.setdefault((functions[kernel.name], kernel.is_glue), []).append(kernel.name)
     shared: dict[str, str] = {}
     for names in groups.values():
         loops = f"shared_{names[0]}"
@@ -85,7 +85,7 @@ class _Writer:
         self.is_small = is_small
         self.names, self.ports, self.placement, self.functions = names, ports, placement, functions
         self.program = placement.program
-        self.loops = _shared_loops(functions)
+        self.loops = shared_loops(self.program.kernels, functions)
 
     # ---- addresses ----
 

@@ -10,6 +10,7 @@ from itertools import islice
 
 from dsopt.artifact import Artifact
 from dsopt.backends.mcu.budget import exceeded
+from dsopt.backends.mcu.chosen import build_chosen
 from dsopt.backends.mcu.emitter import Built, Emitter, Placed
 from dsopt.ir import Program
 from dsopt.passes.base import PassManager
@@ -99,7 +100,7 @@ class Patches:
     def build(self, choice: Choice) -> Way:
         """Build a way whether it fits or not. Raises ToolchainError without a compiler."""
         if choice not in self._built:
-            built = self._emitter.build(self._place(choice))
+            built = build_chosen(self._emitter, self._place(choice))
             self._built[choice] = Way(choice, self.layer(choice), built)
         return self._built[choice]
 
