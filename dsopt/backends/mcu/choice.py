@@ -66,8 +66,8 @@ def choose(
     """Return the number of the best option of each layer; of equals, the first options. Deterministic.
 
     optimize: "speed" has the fewest instructions; "flash" the fewest bytes with at most half as many instructions again as the first
-    options; "balanced" is neither slower nor larger than the first options, with the least product of both: a percent of one is worth
-    a percent of the other.
+    options; "balanced" and "ram" are neither slower nor larger than the first options, with the least product of both: a percent of
+    one is worth a percent of the other.
     Limits come first: where they cannot be met, what exceeds them least is chosen.
     most: up to so many combinations are all looked at; of more, those that a local search comes to from several starts.
     """
@@ -78,18 +78,20 @@ def choose(
     return search.best_from_starts(usual)
 
 
+def _balanced(found: Totals, usual: Totals) -> Rank:
+    over = found.overrun(Limits(usual.flash_bytes, usual.instructions))
+    return over, found.instructions * found.flash_bytes, found.flash_bytes
+
+
+def _small(found: Totals, usual: Totals) -> Rank:
+    return found.overrun(Limits(instructions=usual.instructions * 3 // 2)), found.flash_bytes, found.instructions
+
+
 _RANKS: Mapping[str, Callable[[Totals, Totals], Rank]] = {
     "speed": lambda found, _: (found.instructions, found.flash_bytes),
-    "flash": lambda found, usual: (
-        found.overrun(Limits(instructions=usual.instructions * 3 // 2)),
-        found.flash_bytes,
-        found.instructions,
-    ),
-    "balanced": lambda found, usual: (
-        found.overrun(Limits(usual.flash_bytes, usual.instructions)),
-        found.instructions * found.flash_bytes,
-        found.flash_bytes,
-    ),
+    "balanced": _balanced,
+    "ram": _balanced,
+    "flash": _small,
 }
 """What is to be least, in this order, given what the first options take."""
 

@@ -16,6 +16,7 @@ _MOST_BUILDS = 3
 """Images until one meets the budgets. The first shows what the program takes beside its layers with several ways."""
 
 BY_MEASURE = "measured instructions and bytes of each layer"
+_BY_COUNT = "count of instructions: "
 
 
 def build_chosen(emitter: Emitter, placed: Placed) -> Built:
@@ -24,22 +25,27 @@ def build_chosen(emitter: Emitter, placed: Placed) -> Built:
     placed: with the usual ways, whose arena is not exceeded, but by code that is made for speed and fits.
     The manifest gets "kernel_choice": what the choice was made by. Rows of layers get "candidates": what each way takes.
     """
+    target = emitter.target
     emitter.options.progress(0, 3, "trying kernels")
-    trial = try_ways(placed.program, emitter.target, emitter.options)
-    built: Built | None = None
+    trial = try_ways(placed, target, emitter.options)
     if not trial.tried:
-        built = emitter.build(placed)
-        return _with_choice(built, f"count of instructions: {trial.why_not}" if trial.why_not else "", {})
-    rest, places = trial.rest, [0] * len(trial.tried)
-    for _ in range(_MOST_BUILDS):
-        before, (places, chosen) = places, _placed(emitter, placed, trial, rest)
-        if built is not None and places == before:
+        return _with_choice(emitter.build(placed), f"{_BY_COUNT}{trial.why_not}" if trial.why_not else "", {})
+    rest, may_grow = trial.rest, emitter.options.optimize == "speed"
+    places, chosen = _placed(emitter, placed, trial, rest, may_grow)
+    built = emitter.build(chosen)
+    for _ in range(_MOST_BUILDS - 1):
+        is_larger = built.measured.ram_bytes > target.ram_bytes
+        if not is_larger and not _is_over(target, built.measured):
             break
-        built = emitter.build(chosen)
-        if not _is_over(emitter.target, built.measured):
+        rest, may_grow = _corrected(rest, trial, places, built.measured), may_grow and not is_larger
+        found, chosen = _placed(emitter, placed, trial, rest, may_grow)
+        if found == places:
             break
-        rest = _corrected(rest, trial, places, built.measured)
-    assert built is not None
+        places, built = found, emitter.build(chosen)
+    if any(places) and built.measured.ram_bytes > target.ram_bytes:
+        usual = emitter.build(placed)
+        if usual.measured.ram_bytes <= target.ram_bytes:
+            return _with_choice(usual, f"{_BY_COUNT}what was measured to be best takes more stack than there is", {})
     return _with_choice(built, BY_MEASURE, _candidates(trial, places, chosen))
 
 
@@ -58,22 +64,24 @@ def _corrected(rest: Rest, trial: Trial, places: Sequence[int], measured: Measur
     )
 
 
-def _placed(emitter: Emitter, usual: Placed, trial: Trial, rest: Rest) -> tuple[list[int], Placed]:
+def _placed(
+    emitter: Emitter, usual: Placed, trial: Trial, rest: Rest, may_grow: bool
+) -> tuple[list[int], Placed]:  # fmt: skip
     """Return the place of the best option of each layer of a trial, and the program that is written so.
 
-    Ways that make the arena larger are left out; those that do not live where it is largest are kept at first.
+    Ways that make the arena larger are left out, unless it `may_grow` and fits; at first, those of layers that run where it is largest.
     """
     limits = Limits(emitter.target.flash_bytes, emitter.target.instructions)
     allowed = [list(range(len(tried.options))) for tried in trial.tried]
     while True:
         layers = [[tried.options[n] for n in numbers] for tried, numbers in zip(trial.tried, allowed, strict=True)]
-        found = choose(layers, _objective(emitter), limits, rest)
+        found = choose(layers, emitter.options.optimize, limits, rest)
         places = [numbers[n] for numbers, n in zip(allowed, found, strict=True)]
         ways = {layer: t.ways[n] for t, n in zip(trial.tried, places, strict=True) for layer in t.layers}
         placed = emitter.place(usual.program, usual.reorder, ways)
         if placed.least_bytes <= usual.least_bytes or not any(places):
             return places, placed
-        if emitter.options.optimize == "speed" and placed.least_bytes <= emitter.target.ram_bytes:
+        if may_grow and placed.least_bytes <= emitter.target.ram_bytes:
             return places, placed
         taken = [number for number, place in enumerate(places) if place]
         larger = [number for number in taken if _is_largest(placed, trial.tried[number], usual)] or taken
@@ -86,10 +94,6 @@ def _is_largest(placed: Placed, tried: Tried, usual: Placed) -> bool:
     names = {name for layer in tried.layers for name in placed.layers[layer]}
     room = usual.placement.plan.arena_bytes
     return any(row["function"] in names and row["live_bytes"] > room for row in placed.rows)
-
-
-def _objective(emitter: Emitter) -> str:
-    return "balanced" if emitter.options.optimize == "ram" else emitter.options.optimize
 
 
 def _candidates(trial: Trial, places: Sequence[int], placed: Placed) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 
@@ -60,15 +60,21 @@ def generate(
 
 
 def generate_model(
-    placement: Placement, ports: Interface, name: str, target: str, version: str, is_small: bool = False
+    placement: Placement,
+    ports: Interface,
+    name: str,
+    target: str,
+    version: str,
+    is_small: bool = False,
+    standing: Collection[str] = (),
 ) -> Sources:
-    """Write the files of placed loops that are needed to run them."""
+    """Write the files of placed loops that are needed to run them. is_small, standing: of `model_source`."""
     loops, names = placement.program, Names.of(name)
     micro = micro_kernels(loops)
     functions = functions_of(loops)
     files = {
         **({"kernels.h": kernels_header(micro, target)} if micro else {}),
-        "model.c": model_source(names, ports, placement, functions, target, is_small),
+        "model.c": model_source(names, ports, placement, functions, target, is_small, standing),
         "weights.c": weights_source(names, loops, target),
     }
     if any(function.helpers for function in functions.values()):

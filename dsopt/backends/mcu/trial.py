@@ -6,7 +6,7 @@ Layers that differ in nothing but their weights are tried once. Each way runs on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from dsopt.backends.base import EmitOptions
 from dsopt.backends.mcu.choice import Option, Rest
+from dsopt.backends.mcu.emitter import Placed
 from dsopt.backends.mcu.generate import functions_of, generate_model
 from dsopt.backends.mcu.harness import harness_tables
 from dsopt.backends.mcu.header import Interface, Port
@@ -27,7 +28,6 @@ from dsopt.backends.mcu.toolchain import find_toolchain
 from dsopt.backends.tir.lower import lower
 from dsopt.backends.tir.program import ITEM_BYTES, Buffer, Kernel, LoopProgram
 from dsopt.errors import DsoptError
-from dsopt.ir import Program
 from dsopt.simulate import choose_simulator
 from dsopt.target import McuTarget
 
@@ -58,22 +58,24 @@ class Trial:
     why_not: str = ""
 
 
-def try_ways(program: Program, target: McuTarget, options: EmitOptions) -> Trial:
-    """Measure all ways of all layers of a program."""
+def try_ways(placed: Placed, target: McuTarget, options: EmitOptions) -> Trial:
+    """Measure all ways of all layers of a program. placed: with the usual ways."""
     ways = Ways()
-    loops = lower(program, special_lowerings(target, options.optimize, ways), options.integer_ports)
+    loops = lower(placed.program, special_lowerings(target, options.optimize, ways), options.integer_ports)
     groups = _groups(loops, ways.layers)
     if not groups:
         return Trial()
     image = _alone(loops, [way.kernels for group in groups for way in group[0].ways])
+    apart = [group for group in groups if len({_addresses(placed, layer.number) for layer in group}) > 1]
+    standing = {name for group in apart for way in group[0].ways for name in way.kernels}
     try:
         choose_simulator(target.core)
-        measured = _measured(image, target, options)
+        measured = _measured(image, standing, target, options)
     except DsoptError as problem:
         return Trial(why_not=problem.what)
     if any(kernel.name not in measured.layers for kernel in image.kernels):
         return Trial(why_not="the emulated board has no room to count each layer")
-    return _Costs(loops, image, measured).trial(groups, ways.layers)
+    return _Costs(loops, image, standing, measured).trial(groups, ways.layers)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ def _groups(loops: LoopProgram, layers: Sequence[Sequence[Way]]) -> list[list[_L
             alike = tuple((way.number, key(way, False)) for way in distinct.values())
             groups.setdefault(alike, []).append(_Layer(number, tuple(distinct.values())))
     return list(groups.values())
+
+
+def _addresses(placed: Placed, layer: int) -> tuple[int | None, ...]:
+    """Return where the values of a layer lie: those that layers with the same loops have alike, a compiler makes constants of."""
+    program, offsets = placed.placement.program, placed.placement.plan.offsets
+    kernels = [kernel for kernel in program.kernels if kernel.name in placed.layers[layer]]
+    roots = [program.root(name) for kernel in kernels for name in kernel.arguments]
+    return tuple(offsets.get(root.name) for root in roots if root.kind != "weight")
 
 
 def _alone(loops: LoopProgram, ways: Sequence[Sequence[str]]) -> LoopProgram:
@@ -155,11 +165,15 @@ _KNOWN: dict[str, Measurement] = {}
 _MOST_KNOWN = 64
 
 
-def _measured(loops: LoopProgram, target: McuTarget, options: EmitOptions) -> Measurement:
-    """Build and run an image. Raises ToolchainError without a compiler, CheckError for a fault."""
+def _measured(loops: LoopProgram, standing: Set[str], target: McuTarget, options: EmitOptions) -> Measurement:
+    """Build and run an image. standing: kernels that stand for layers that will share their loops, on values at different places.
+
+    Raises ToolchainError without a compiler, CheckError for a fault.
+    """
     placement = place_apart(loops)
     ports = Interface([Port(name, loops.buffers[name]) for name in loops.inputs], [], [])
-    sources = generate_model(placement, ports, options.name, target.name, "", options.optimize == "flash")
+    is_small = options.optimize == "flash"
+    sources = generate_model(placement, ports, options.name, target.name, "", is_small, standing)
     files = {**sources.files, "harness_tables.c": harness_tables(sources.names, sources.ports, placement)}
     digest = hashlib.sha256(f"{find_toolchain(target.core).version} {target.core} {options.seed}".encode())
     for name, text in sorted(files.items()):
@@ -181,11 +195,11 @@ def _seeded(values: Buffer, seed: int) -> bytes:
 class _Costs:
     """Says what ways take, by an image that has a layer of each group."""
 
-    def __init__(self, loops: LoopProgram, image: LoopProgram, measured: Measurement) -> None:
+    def __init__(self, loops: LoopProgram, image: LoopProgram, standing: Set[str], measured: Measurement) -> None:
         """loops: with all kernels of all layers."""
         self._loops, self._measured = loops, measured
         self._kernels = {kernel.name: kernel for kernel in loops.kernels}
-        self._shared = shared_loops(image.kernels, functions_of(image))
+        self._shared = shared_loops(image.kernels, functions_of(image), standing)
 
     def trial(self, groups: Sequence[Sequence[_Layer]], layers: Sequence[Sequence[Way]]) -> Trial:
         """Return what each way takes. layers: all that have ways."""
@@ -225,8 +239,9 @@ class _Costs:
             parts |= {f"loops {loops}": sizes.get(loops, 0)}
             parts |= {f"function {each.name}": sizes.get(each.name, 0) for each in self._kernels[name].micro}
         for layer in group:
-            for name in layer.ways[place].kernels:
+            for name, other in zip(layer.ways[place].kernels, measured, strict=True):
                 parts |= self._weights(self._kernels[name])
+                parts |= {f"call {name}": sizes.get(other, 0)} if other in self._shared else {}
         return Option(sum(self._measured.layers[name].instructions for name in measured) * len(group), parts)
 
     def _weights(self, kernel: Kernel) -> dict[str, int]:
