@@ -46,7 +46,7 @@ class Build:
         if way is None:
             raise self._refusal(built)
         check_counted(self._target, way.built.measured)
-        return way.artifact
+        return self._patches.finished(way).artifact
 
     def _smaller(self, built: Built) -> Artifact:
         """Return what fits as a whole, in patches if RAM is what counts and they take less."""
@@ -54,7 +54,7 @@ class Build:
             return built.artifact
         way = self._patches.smallest(max(built.measured.ram_bytes - 1, LEAST_BYTES))
         if way is not None:
-            return way.artifact
+            return self._patches.finished(way).artifact
         why = why_none(self._program) or "there are no convolutions"
         if self._patches.count:
             why = "no way takes less RAM within the other budgets and with at most half as many products again"
