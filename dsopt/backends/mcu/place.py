@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsopt.backends.tir.program import LoopProgram
+from dsopt.backends.tir.program import LoopProgram, Overlap
 from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
 from dsopt.passes.memory.order import find_order
@@ -98,12 +98,20 @@ class _Uses:
 
     def overlays(self, program: LoopProgram) -> list[Overlay]:
         """Return which results may lie over which operands."""
-        return [
-            Overlay(self._roots[each.output], self._roots[each.input], each.shift, each.exact)
+        found = (
+            self._between_roots(program, each)
             for kernel in program.kernels
             for each in kernel.overlaps
             if self._roots[each.input] not in self.after
-        ]
+        )
+        return [each for each in found if each is not None]
+
+    def _between_roots(self, program: LoopProgram, each: Overlap) -> Overlay | None:
+        """Return what an overlap of views means for those that own the bytes; None for nothing that the planner knows."""
+        further = program.offset(each.output) - program.offset(each.input)
+        if each.exact and further:
+            return None
+        return Overlay(self._roots[each.output], self._roots[each.input], max(each.shift + further, 0), each.exact)
 
 
 def _place(program: LoopProgram, uses: _Uses) -> Placement:

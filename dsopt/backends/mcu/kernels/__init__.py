@@ -8,7 +8,9 @@ from typing import Any
 
 from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, reordered, sliced
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
+from dsopt.backends.mcu.kernels.copying import COPY_WORDS
 from dsopt.backends.mcu.kernels.helium import convolution as helium
+from dsopt.backends.mcu.kernels.helium.copy import COPY
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.mcu.kernels.matmul import matmul
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
@@ -34,8 +36,6 @@ _OF_IMAGES = ("q_conv", "q_conv_add", "q_max_pool", "q_avg_pool")
 _ALWAYS: Mapping[str, Lowering] = {
     **{f"aten.{name}": reordered([f"dsopt.{each}.default" for each in _OF_IMAGES]) for name in _PERMUTATIONS},
     "dsopt.q_mean.default": mean,
-    "aten.cat.default": joined,
-    "aten.slice.Tensor": sliced,
     "dsopt.q_max_pool.default": max_pool,
     "dsopt.q_avg_pool.default": average_pool,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},
@@ -61,11 +61,14 @@ _VECTORS: Mapping[str, _Styled] = {
 def special_lowerings(target: McuTarget, optimize: str = "balanced") -> Mapping[str, Lowering]:
     """Return the lowerings that are tried before the generic ones for a core. optimize: the name of a style."""
     style = STYLES[optimize]
+    copy = COPY if CORES[target.core].has_mve else COPY_WORDS
+    moves: dict[str, Lowering] = {"aten.cat.default": partial(joined, copy), "aten.slice.Tensor": partial(sliced, copy)}
     pairs: dict[str, Lowering] = {name: partial(lower, style) for name, lower in _PAIRS.items()}
     if not CORES[target.core].has_mve:
-        return {**_ALWAYS, **pairs}
+        return {**_ALWAYS, **moves, **pairs}
     return {
         **_ALWAYS,
+        **moves,
         **pairs,
         **{name: _first(partial(lower, style), pairs[name]) for name, lower in _VECTORS.items()},
     }
