@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -13,7 +13,6 @@ from dsopt.backends.mcu.budget import exceeded
 from dsopt.backends.mcu.emitter import Built, Emitter, Placed
 from dsopt.ir import Program
 from dsopt.passes.base import PassManager
-from dsopt.passes.patch import Patch
 from dsopt.passes.patch.plan import Choice, choices, products
 
 _MOST_CHOICES = 16
@@ -47,8 +46,12 @@ class Way:
 
     @property
     def artifact(self) -> Artifact:
-        """Return the artifact, whose manifest says what runs in patches."""
-        patches = {**asdict(self.choice.patch), "layer": self.layer, "multiply_adds": self.choice.products}
+        """Return the artifact, whose manifest says what runs in patches, or in strips whose rows are computed once."""
+        choice = self.choice
+        patches = {
+            "until": choice.patch.until, "rows": choice.rows, "columns": choice.columns, "is_cascade": choice.is_cascade,
+            "layer": self.layer, "multiply_adds": choice.products,
+        }  # fmt: skip
         return replace(self.built.artifact, manifest={**self.built.artifact.manifest, "patches": patches})
 
 
@@ -124,10 +127,14 @@ class Patches:
         """Return the bytes that a way takes at least, going by how far off the estimate of the most similar one was that was placed."""
         if choice in self._placed:
             return self._placed[choice].least_bytes
-        similar = [each for each in self._placed if each.patch.until == choice.patch.until]
+        similar = [
+            each
+            for each in self._placed
+            if each.patch.until == choice.patch.until and each.is_cascade == choice.is_cascade
+        ]
         if not similar:
             return self._states + choice.ram_bytes * _LEAST_RATIO
-        other = min(similar, key=lambda each: _distance(each.patch, choice.patch))
+        other = min(similar, key=lambda each: _distance(each, choice))
         ratio = self._placed[other].placement.plan.arena_bytes / other.ram_bytes
         return self._states + choice.ram_bytes * ratio * _MARGIN
 
@@ -162,5 +169,5 @@ class Patches:
         return self._placed[choice]
 
 
-def _distance(one: Patch, other: Patch) -> float:
+def _distance(one: Choice, other: Choice) -> float:
     return abs(math.log(one.rows / other.rows)) + abs(math.log(one.columns / other.columns))

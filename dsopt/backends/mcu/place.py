@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dsopt.backends.mcu.consumed import growing
 from dsopt.backends.tir.program import LoopProgram, Overlap
 from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
@@ -57,7 +58,8 @@ def place(program: LoopProgram, reorder: bool = True) -> Placement:
     uses = _Uses(program)
     if not reorder:
         return _place(program, uses)
-    order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, uses.overlays(program))
+    at_once = [each for each in uses.overlays(program) if not each.gradual]
+    order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, at_once)
     if order.numbers == tuple(range(len(program.kernels))):
         return _place(program, uses)
     reordered = replace(program, kernels=tuple(program.kernels[number] for number in order.numbers))
@@ -104,7 +106,7 @@ class _Uses:
             for each in kernel.overlaps
             if self._roots[each.input] not in self.after
         )
-        return [each for each in found if each is not None]
+        return [each for each in found if each is not None] + growing(program, self.after)
 
     def _between_roots(self, program: LoopProgram, each: Overlap) -> Overlay | None:
         """Return what an overlap of views means for those that own the bytes; None for nothing that the planner knows."""

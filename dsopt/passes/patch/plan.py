@@ -1,9 +1,9 @@
-"""Which stage to run in how many patches so that values fit into a memory, at the price of the fewest products computed twice."""
+"""Which stage to run in which patches or strips so that values fit into a memory, at the price of the fewest products computed twice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import fx
 
 from dsopt.ir import Program
 from dsopt.passes.patch import Patch
+from dsopt.passes.patch.cascade import Cascade
 from dsopt.passes.patch.stage import (
     CONVOLUTIONS,
     GROUPS,
@@ -24,18 +25,32 @@ from dsopt.passes.patch.stage import (
     spans,
     stages,
 )
+from dsopt.passes.patch.strips import Strip, strips
 
 _MOST_BANDS = 16
 """Rows and columns of patches that are considered."""
+_STRIP_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_MOST_NODES = 800
+"""Of a stage in strips, all together: each is a call, and a value to place."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to run a program in patches. Both figures are estimates: bytes without scratch memory, products of one run."""
+    """A way to run a program in patches, or in strips. Both figures are estimates: bytes without scratch memory, products of one run.
 
-    patch: Patch
+    rows, columns: how many patches there are; strips are as wide as the image.
+    """
+
+    patch: Patch | Cascade
     ram_bytes: int
     products: int
+    rows: int
+    columns: int = 1
+
+    @property
+    def is_cascade(self) -> bool:
+        """Return whether it is in strips."""
+        return isinstance(self.patch, Cascade)
 
 
 @dataclass(frozen=True)
@@ -51,21 +66,64 @@ class _Bands:
 
 
 def choices(program: Program, ram_bytes: int) -> list[Choice]:
-    """Return the ways whose values are estimated to fit, the ones with the fewest products first."""
+    """Return the ways whose values are estimated to fit, the ones with the fewest products first, of those the ones with the fewest parts."""
     found = []
+    whole = products(program)
     for stage in stages(program):
         rest = _rest(program, stage)
         around = _bytes(program, stage.end) + sum(_bytes(program, source) for source in stage.sources)
-        if max(rest, around) > ram_bytes:
+        if rest > ram_bytes:
             continue
+        found += [
+            Choice(Cascade(stage.end.name, rows), peak, whole, count)
+            for rows, count, inside in _cascades(program, stage)
+            if (peak := max(rest, around + inside - _eaten(program, stage, count))) <= ram_bytes
+        ]
         across, along = (_cut(program, stage, dim, extent(program, stage.end, dim)) for dim in (0, 1))
         for rows in across:
             for columns in along:
                 peak = max(rest, around + _inside(program, stage, rows, columns))
                 if rows.count * columns.count > 1 and peak <= ram_bytes:
                     patch = Patch(stage.end.name, rows.count, columns.count)
-                    found.append(Choice(patch, peak, _products(program, stage, rows, columns)))
-    return sorted(found, key=lambda each: (each.products, each.ram_bytes, each.patch.until))
+                    products_of_all = _products(program, stage, rows, columns)
+                    found.append(Choice(patch, peak, products_of_all, rows.count, columns.count))
+    return sorted(found, key=lambda each: (each.products, each.rows * each.columns, each.ram_bytes, each.patch.until))
+
+
+def _eaten(program: Program, stage: Stage, count: int) -> int:
+    """Return about how many bytes of what the stage reads its end grows over: those of a plane that was read, but for two strips."""
+    planes = (_bytes(program, source) // int(program.shape(source)[1]) for source in stage.sources)
+    return min(_bytes(program, stage.end), max(planes)) * max(count - 2, 0) // count
+
+
+def _cascades(program: Program, stage: Stage) -> Iterator[tuple[int, int, int]]:
+    """Yield ways to cut a stage into strips: rows of each, how many strips that are, and the bytes of what is held at the worst node."""
+    highest = max(extent(program, source, 0) for source in stage.sources)
+    row_bytes = {
+        node: _channel_bytes(program, node) * extent(program, node, 1) for node in (*stage.sources, *stage.nodes)
+    }
+    for rows in _STRIP_ROWS:
+        count = -(-highest // rows)
+        if count > 1 and count * len(stage.nodes) <= _MOST_NODES:
+            yield rows, count, _most_held(program, stage, strips(program, stage, rows), row_bytes)
+
+
+def _most_held(program: Program, stage: Stage, cut: Sequence[Strip], row_bytes: Mapping[Any, int]) -> int:
+    """Return the bytes of rows that are held, and of those that are cut out of the images that the stage reads, at the worst node."""
+    held: dict[fx.Node, int] = dict.fromkeys(stage.nodes, 0)
+    peak = 0
+    for strip in cut:
+        for node in stage.nodes:
+            start, end = strip.new[node]
+            if start == end:
+                continue
+            read = [(node.args[place], needed(program, node, place, 0, strip.new[node])) for place in images_of(node)]
+            copies = sum((high - low) * row_bytes[image] for image, (low, high) in read if image in stage.sources)
+            if node is not stage.end:
+                low, high = strip.held(node)
+                held[node] = (high - low) * row_bytes[node]
+            peak = max(peak, sum(held.values()) + copies)
+    return peak
 
 
 def products(program: Program) -> int:

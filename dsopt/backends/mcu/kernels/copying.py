@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from dsopt.backends.mcu.kernels.assembly import SUPPORT, micro_kernel
-from dsopt.backends.tir.builder import KernelBuilder
 from dsopt.backends.tir.ops.relayout import merged
 from dsopt.backends.tir.program import ITEM_BYTES, Buffer, MicroKernel
 from dsopt.backends.tir.registry import Context, Layout
@@ -15,7 +14,8 @@ from dsopt.backends.tir.tvm_adapter import Expr, address
 _LEAST = 8
 """Bytes from which on a call is worth it."""
 
-_WORDS = [f"{what} {register}, [{place}], #4" for what, place in (("ldr", "r1"), ("str", "r0")) for register in ("r3", "r4", "r5", "r12")]  # fmt: skip
+_REGISTERS = ("r3", "r4", "r5", "r12")
+_WORDS = [*(f"ldr {each}, [r1], #4" for each in _REGISTERS), *(f"str {each}, [r0], #4" for each in _REGISTERS)]
 
 COPY_WORDS = micro_kernel(
     "dsopt_copy_words",
@@ -49,7 +49,7 @@ COPY_WORDS = micro_kernel(
 def part_of(context: Context, x: Buffer, layout: Layout) -> Buffer | None:
     """Return the bytes of a part of `x` where they are; None if they are scattered, or not where kernels can load words."""
     size = ITEM_BYTES[x.dtype]
-    extents, strides = merged(layout.shape, layout.strides)
+    _, strides = merged(layout.shape, layout.strides)
     offset = layout.offset * size
     if strides not in ((1,), (0,)) or offset % 4 or context.root(x).kind == "weight":
         return None
@@ -59,25 +59,22 @@ def part_of(context: Context, x: Buffer, layout: Layout) -> Buffer | None:
 def copied(copy: MicroKernel, context: Context, x: Buffer, layout: Layout) -> Buffer | None:
     """Copy what lies one behind the other in one call each. layout: of `x`; None for single bytes, and for other types than int8."""
     extents, strides = merged(layout.shape, layout.strides)
-    if x.dtype != "int8" or strides[-1] != 1 or extents[-1] < _LEAST:
+    if x.dtype != "int8" or strides[-1] != 1 or extents[-1] < _LEAST or context.root(x).kind == "weight":
         return None
+    span = 1 + sum((extent - 1) * stride for extent, stride in zip(extents, strides, strict=True))
+    part = context.session.add_buffer(f"{x.name}_from", (span,), x.dtype, x.name, offset=layout.offset)
     result = context.result()
     with context.kernel() as k:
         k.choice = "copies of rows"
-        source, y = k.read("x", x, (x.elements,)), k.write("y", result, (math.prod(extents[:-1]), extents[-1]))
+        k.use(SUPPORT)
+        source, y = k.read("x", part), k.write("y", result, (math.prod(extents[:-1]), extents[-1]))
         with k.grid(**{f"i{n}": extent for n, extent in enumerate(extents[:-1] or (1,))}) as index:
-            place: Expr = layout.offset
+            place: Expr = 0
             row: Expr = 0
             for at, stride, extent in zip(index, strides[:-1], extents[:-1], strict=False):
                 place, row = place + at * stride, row * extent + at
-            copy_run(k, copy, address(y, row, 0), address(source, place), extents[-1])
+            k.call(copy, address(y, row, 0), address(source, place), extents[-1])
     return result
-
-
-def copy_run(k: KernelBuilder, copy: MicroKernel, target: Expr, source: Expr, count: int) -> None:
-    """Write the call."""
-    k.use(SUPPORT)
-    k.call(copy, target, source, count)
 
 
 def joined_in_place(copy: MicroKernel, context: Context, parts: Sequence[Buffer]) -> Buffer:
@@ -103,7 +100,8 @@ def _copy_part(copy: MicroKernel, context: Context, number: int, part: Buffer, r
         if part.dtype == "int8" and part.elements >= _LEAST:
             k.choice = "copy"
             with k.grid(i=1):
-                copy_run(k, copy, address(y, 0), address(x, 0), part.elements)
+                k.use(SUPPORT)
+                k.call(copy, address(y, 0), address(x, 0), part.elements)
             k.may_lie_over(target, part, 0)
         else:
             with k.grid(i=part.elements) as (i,):
