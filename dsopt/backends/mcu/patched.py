@@ -21,8 +21,8 @@ _LOOKED_AT = 6
 """The same where none of them can be taken."""
 _MOST_BUILDS = 6
 """Images that are built of ways whose values fit, but something else does not."""
-_LEAST_RATIO = 0.75
-"""Of what values take when they are placed to what they were estimated to take."""
+_LEAST_RATIO = {False: 0.75, True: 0.9}
+"""Of what values take when they are placed to what they were estimated to take: in patches, and in strips."""
 _MARGIN = 0.95
 """The same among similar ways."""
 _MOST_PRODUCTS = 1.5
@@ -130,10 +130,10 @@ class Patches:
         similar = [
             each
             for each in self._placed
-            if each.patch.until == choice.patch.until and each.is_cascade == choice.is_cascade
+            if each.is_cascade == choice.is_cascade and (each.is_cascade or each.patch.until == choice.patch.until)
         ]
         if not similar:
-            return self._states + choice.ram_bytes * _LEAST_RATIO
+            return self._states + choice.ram_bytes * _LEAST_RATIO[choice.is_cascade]
         other = min(similar, key=lambda each: _distance(each, choice))
         ratio = self._placed[other].placement.plan.arena_bytes / other.ram_bytes
         return self._states + choice.ram_bytes * ratio * _MARGIN

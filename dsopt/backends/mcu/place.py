@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dsopt.backends.mcu.consumed import growing
+from dsopt.backends.mcu.line_buffers import with_line_buffers
 from dsopt.backends.tir.program import LoopProgram, Overlap
 from dsopt.passes.memory.arena import Plan, aligned
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
@@ -55,9 +56,10 @@ def place(program: LoopProgram, reorder: bool = True) -> Placement:
 
     reorder: False for programs whose order is meant: patch by patch.
     """
-    uses = _Uses(program)
     if not reorder:
-        return _place(program, uses)
+        program = with_line_buffers(program)
+        return _place(program, _Uses(program))
+    uses = _Uses(program)
     at_once = [each for each in uses.overlays(program) if not each.gradual]
     order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, at_once)
     if order.numbers == tuple(range(len(program.kernels))):
@@ -110,6 +112,8 @@ class _Uses:
 
     def _between_roots(self, program: LoopProgram, each: Overlap) -> Overlay | None:
         """Return what an overlap of views means for those that own the bytes; None for nothing that the planner knows."""
+        if self._roots[each.output] == self._roots[each.input]:
+            return None
         further = program.offset(each.output) - program.offset(each.input)
         if each.exact and further:
             return None

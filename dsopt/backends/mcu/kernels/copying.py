@@ -11,6 +11,8 @@ from dsopt.backends.tir.program import ITEM_BYTES, Buffer, MicroKernel
 from dsopt.backends.tir.registry import Context, Layout
 from dsopt.backends.tir.tvm_adapter import Expr, address
 
+COPY = "copy"
+"""The choice of kernels that copy bytes in a row from the first to the last."""
 _LEAST = 8
 """Bytes from which on a call is worth it."""
 
@@ -98,7 +100,7 @@ def _copy_part(copy: MicroKernel, context: Context, number: int, part: Buffer, r
     with context.kernel(str(number)) as k:
         x, y = k.read("x", part, (part.elements,)), k.write("y", target, (part.elements,))
         if part.dtype == "int8" and part.elements >= _LEAST:
-            k.choice = "copy"
+            k.choice = COPY
             with k.grid(i=1):
                 k.use(SUPPORT)
                 k.call(copy, address(y, 0), address(x, 0), part.elements)
