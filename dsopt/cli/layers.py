@@ -56,13 +56,16 @@ def layer_rows(manifest: Mapping[str, Any], instructions: Sequence[int | None] |
 
 
 def patches_text(manifest: Mapping[str, Any]) -> str:
-    """Say which layers run patch by patch, or why none do although that was asked for; "" where it was not."""
+    """Say which layers run patch by patch or strip by strip, or why none do although that was asked for; "" where it was not."""
     patches = manifest.get("patches")
     if not isinstance(patches, Mapping):
         why = manifest.get("why_whole")
         return f"none, because {why}" if isinstance(why, str) else ""
     until = patches.get("layer") or f"%{patches.get('until')}"
-    text = f"{patches.get('rows')} x {patches.get('columns')} of {until} and all before it"
+    parts = f"{patches.get('rows')} x {patches.get('columns')}"
+    if patches.get("is_cascade") is True:
+        parts = f"{patches.get('rows')} strips, each row once,"
+    text = f"{parts} of {until} and all before it"
     products = patches.get("multiply_adds")
     return f"{text}, {products:,} multiply-adds" if isinstance(products, int) else text
 

@@ -4,6 +4,7 @@ PASSES: dict[str, str] = {
     "adaptive-rounding": "dsopt.passes.quantize.adaptive_rounding:AdaptiveRounding",
     "bias-correction": "dsopt.passes.quantize.bias_correction:BiasCorrection",
     "canonicalize": "dsopt.passes.canonicalize:Canonicalize",
+    "cascade": "dsopt.passes.patch.cascade:Cascade",
     "cross-layer-equalization": "dsopt.passes.quantize.equalization:CrossLayerEqualization",
     "fold-batch-norm": "dsopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "dsopt.passes.fold_constants:FoldConstants",

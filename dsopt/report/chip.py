@@ -80,12 +80,16 @@ class Chip:
 
 @dataclass(frozen=True)
 class Patches:
-    """Which layers run piece by piece: all up to `until`, in so many rows and columns of pieces."""
+    """Which layers run piece by piece: all up to `until`, in so many rows and columns of pieces.
+
+    is_cascade: in strips that keep what the next one needs again, so that nothing is computed twice.
+    """
 
     until: str
     rows: int
     columns: int
     multiply_adds: int
+    is_cascade: bool = False
 
 
 def read_chip(manifest: Mapping[str, Any]) -> Chip | None:
@@ -135,4 +139,5 @@ def _patches(manifest: Mapping[str, Any]) -> Patches | None:
         return None
     entry = record(manifest, "patches")
     until = text(entry, "layer") or text(entry, "until")
-    return Patches(until, count(entry, "rows"), count(entry, "columns"), count(entry, "multiply_adds"))
+    rows, columns, products = (count(entry, key) for key in ("rows", "columns", "multiply_adds"))
+    return Patches(until, rows, columns, products, entry.get("is_cascade") is True)

@@ -65,6 +65,11 @@ def _patches(chip: Chip) -> str:
     pieces = (
         f"{plain(found.rows * found.columns)} patches, in {plain(found.rows)} rows and {plain(found.columns)} columns"
     )
+    if found.is_cascade:
+        return paragraph(
+            f"The layers up to {found.until} run in {plain(found.rows)} strips: of each value only some rows are in memory at a time. "
+            "Rows that the next strip needs again are kept, and none is computed twice."
+        )
     again = f"What patches share is computed again: a run takes {plain(found.multiply_adds)} multiply-adds."
     return paragraph(
         f"The layers up to {found.until} run in {pieces}: whole, their values do not fit into RAM. {again}"

@@ -17,7 +17,8 @@ from dsopt.backends.mcu import McuBackend
 from dsopt.errors import BudgetError, UsageError
 from dsopt.ir import Program
 from dsopt.passes.patch import Patch
-from dsopt.passes.patch.plan import choices
+from dsopt.passes.patch.cascade import Cascade
+from dsopt.passes.patch.plan import choices, products
 from dsopt.passes.patch.stage import stages
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
@@ -94,6 +95,24 @@ def test_any_stage_in_any_patches_gives_the_same_bits(
         x = torch.from_numpy(integers(np.random.default_rng(rows * 31 + columns), (1, *shape)))
         torch.testing.assert_close(patched.run(x), program.run(x), rtol=0, atol=0)
         assert record.changes
+
+
+@given(blocks(), st.data())
+def test_any_stage_in_any_strips_gives_the_same_bits_and_computes_no_row_twice(
+    made: tuple[list[Block], tuple[int, int, int]], data: st.DataObject
+) -> None:
+    layers, shape = made
+    if len(layers) < 2:
+        return
+    program = captured(layers, shape)
+    for stage in stages(program):
+        rows, columns = data.draw(st.integers(1, shape[1])), data.draw(st.integers(1, program.shape(stage.end)[3]))
+        cascaded, (record,) = dsopt.PassManager((Cascade(stage.end.name, rows, columns),)).run(program)
+        x = torch.from_numpy(integers(np.random.default_rng(rows), (1, *shape)))
+        torch.testing.assert_close(cascaded.run(x), program.run(x), rtol=0, atol=0)
+        if columns == 1:  # rows that nobody reads are not computed
+            assert products(cascaded) <= products(program)
+        assert record.changes or (rows, columns) == (shape[1], 1)
 
 
 def chain(height: int = 24, width: int = 20) -> Program:

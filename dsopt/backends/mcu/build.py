@@ -105,7 +105,8 @@ class Build:
         if placed.least_bytes >= self._whole.least_bytes:
             return Lowest(f"in patches: no less, in {self._patches.count} ways that were tried")
         ways = f"the least of {self._patches.count} ways that were tried"
-        text = f"in patches: {choice.patch.rows} x {choice.patch.columns} of {self._patches.layer(choice)} and all before it take"
+        parts = f"{choice.rows} strips" if choice.is_cascade else f"{choice.rows} x {choice.columns}"
+        text = f"in patches: {parts} of {self._patches.layer(choice)} and all before it take"
         helps = (_LEAST_RAM,) if self._options.optimize != "ram" and self._patches.is_cheap(choice) else ()
         if not is_known or not self._is_near(placed):
             text = f"{text} {placed.least_bytes:,} bytes without stack and other variables, {ways}"

@@ -51,7 +51,7 @@ def _address(names: Names, placement: Placement, port: Port) -> str:
 
 def location(names: Names, placement: Placement, buffer: str) -> tuple[str, int]:
     """Return the symbol and the offset in bytes at which a value that is no weight lies."""
-    root = placement.program.root(buffer)
+    root, offset = placement.program.root(buffer), placement.program.offset(buffer)
     if root.kind == "state":
-        return names.states, placement.states[root.name]
-    return names.arena, placement.plan.offsets[root.name]
+        return names.states, placement.states[root.name] + offset
+    return names.arena, placement.plan.offsets[root.name] + offset

@@ -107,13 +107,14 @@ class _Writer:
 
     def address(self, name: str, const: bool) -> str:
         """Return a typed pointer to a buffer."""
-        root = self.program.root(name)
+        root, offset = self.program.root(name), self.program.offset(name)
         kind = ("const " if const else "") + C_TYPES[root.dtype]
         if root.kind == "weight":
+            assert not offset, "weights are not looked at in parts"
             return self.names.weight(root.name)
         if root.kind == "state":
-            return f"({kind} *)(void *)({self.names.states} + {self.placement.states[root.name]})"
-        return f"({kind} *)(void *)({self.names.arena} + {self.placement.plan.offsets[root.name]})"
+            return f"({kind} *)(void *)({self.names.states} + {self.placement.states[root.name] + offset})"
+        return f"({kind} *)(void *)({self.names.arena} + {self.placement.plan.offsets[root.name] + offset})"
 
     # ---- parts ----
 
@@ -207,6 +208,8 @@ class _Writer:
     def _value(self, role: str, name: str) -> str:
         buffer, root = self.program.buffers[name], self.program.root(name)
         what = f"{role} {root.name}: {buffer.dtype} {list(buffer.shape)}"
+        offset = self.program.offset(name)
+        what += f" from byte {offset} on" if offset else ""
         if root.kind == "weight":
             return f"{what}, weights"
         if root.kind == "state":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 
@@ -14,7 +14,6 @@ from dsopt.backends.mcu.chosen import build_chosen
 from dsopt.backends.mcu.emitter import Built, Emitter, Placed
 from dsopt.ir import Program
 from dsopt.passes.base import PassManager
-from dsopt.passes.patch import Patch
 from dsopt.passes.patch.plan import Choice, choices, products
 
 _MOST_CHOICES = 16
@@ -23,8 +22,8 @@ _LOOKED_AT = 6
 """The same where none of them can be taken."""
 _MOST_BUILDS = 6
 """Images that are built of ways whose values fit, but something else does not."""
-_LEAST_RATIO = 0.75
-"""Of what values take when they are placed to what they were estimated to take."""
+_LEAST_RATIO = {False: 0.75, True: 0.9}
+"""Of what values take when they are placed to what they were estimated to take: in patches, and in strips."""
 _MARGIN = 0.95
 """The same among similar ways."""
 _MOST_PRODUCTS = 1.5
@@ -48,8 +47,12 @@ class Way:
 
     @property
     def artifact(self) -> Artifact:
-        """Return the artifact, whose manifest says what runs in patches."""
-        patches = {**asdict(self.choice.patch), "layer": self.layer, "multiply_adds": self.choice.products}
+        """Return the artifact, whose manifest says what runs in patches, or in strips whose rows are computed once."""
+        choice = self.choice
+        patches = {
+            "until": choice.patch.until, "rows": choice.rows, "columns": choice.columns, "is_cascade": choice.is_cascade,
+            "layer": self.layer, "multiply_adds": choice.products,
+        }  # fmt: skip
         return replace(self.built.artifact, manifest={**self.built.artifact.manifest, "patches": patches})
 
 
@@ -135,10 +138,14 @@ class Patches:
         """Return the bytes that a way takes at least, going by how far off the estimate of the most similar one was that was placed."""
         if choice in self._placed:
             return self._placed[choice].least_bytes
-        similar = [each for each in self._placed if each.patch.until == choice.patch.until]
+        similar = [
+            each
+            for each in self._placed
+            if each.is_cascade == choice.is_cascade and (each.is_cascade or each.patch.until == choice.patch.until)
+        ]
         if not similar:
-            return self._states + choice.ram_bytes * _LEAST_RATIO
-        other = min(similar, key=lambda each: _distance(each.patch, choice.patch))
+            return self._states + choice.ram_bytes * _LEAST_RATIO[choice.is_cascade]
+        other = min(similar, key=lambda each: _distance(each, choice))
         ratio = self._placed[other].placement.plan.arena_bytes / other.ram_bytes
         return self._states + choice.ram_bytes * ratio * _MARGIN
 
@@ -173,5 +180,5 @@ class Patches:
         return self._placed[choice]
 
 
-def _distance(one: Patch, other: Patch) -> float:
+def _distance(one: Choice, other: Choice) -> float:
     return abs(math.log(one.rows / other.rows)) + abs(math.log(one.columns / other.columns))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsopt.backends.tir.program import LoopProgram
+from dsopt.backends.mcu.consumed import growing
+from dsopt.backends.mcu.line_buffers import with_line_buffers
+from dsopt.backends.tir.program import LoopProgram, Overlap
 from dsopt.passes.memory.arena import Plan, aligned, plan_arena
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
 from dsopt.passes.memory.order import find_order
@@ -54,10 +56,12 @@ def place(program: LoopProgram, reorder: bool = True) -> Placement:
 
     reorder: False for programs whose order is meant: patch by patch.
     """
-    uses = _Uses(program)
     if not reorder:
-        return _place(program, uses)
-    order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, uses.overlays(program))
+        program = with_line_buffers(program)
+        return _place(program, _Uses(program))
+    uses = _Uses(program)
+    at_once = [each for each in uses.overlays(program) if not each.gradual]
+    order = find_order(uses.steps(program), uses.sizes, uses.before, uses.after, at_once)
     if order.numbers == tuple(range(len(program.kernels))):
         return _place(program, uses)
     reordered = replace(program, kernels=tuple(program.kernels[number] for number in order.numbers))
@@ -103,12 +107,22 @@ class _Uses:
 
     def overlays(self, program: LoopProgram) -> list[Overlay]:
         """Return which results may lie over which operands."""
-        return [
-            Overlay(self._roots[each.output], self._roots[each.input], each.shift, each.exact)
+        found = (
+            self._between_roots(program, each)
             for kernel in program.kernels
             for each in kernel.overlaps
             if self._roots[each.input] not in self.after
-        ]
+        )
+        return [each for each in found if each is not None] + growing(program, self.after)
+
+    def _between_roots(self, program: LoopProgram, each: Overlap) -> Overlay | None:
+        """Return what an overlap of views means for those that own the bytes; None for nothing that the planner knows."""
+        if self._roots[each.output] == self._roots[each.input]:
+            return None
+        further = program.offset(each.output) - program.offset(each.input)
+        if each.exact and further:
+            return None
+        return Overlay(self._roots[each.output], self._roots[each.input], max(each.shift + further, 0), each.exact)
 
 
 def _place(program: LoopProgram, uses: _Uses, over: bool = True) -> Placement:

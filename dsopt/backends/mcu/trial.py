@@ -94,8 +94,10 @@ def _groups(loops: LoopProgram, layers: Sequence[Sequence[Way]]) -> list[list[_L
     def key(way: Way, by_content: bool) -> Any:
         found = []
         for kernel in (kernels[name] for name in way.kernels):
-            roots = [loops.root(name) for name in kernel.arguments]
-            sizes = [root.name if by_content and root.kind == "weight" else root.size_bytes for root in roots]
+            sizes: list[str | int] = []
+            for buffer in (loops.buffers[name] for name in kernel.arguments):
+                is_known = by_content and loops.root(buffer.name).kind == "weight"
+                sizes.append(loops.root(buffer.name).name if is_known else buffer.size_bytes)
             found.append((functions[kernel.name], kernel.is_glue, kernel.micro, tuple(sizes)))
         return tuple(found)
 
@@ -110,12 +112,14 @@ def _groups(loops: LoopProgram, layers: Sequence[Sequence[Way]]) -> list[list[_L
     return list(groups.values())
 
 
-def _addresses(placed: Placed, layer: int) -> tuple[int | None, ...]:
+def _addresses(placed: Placed, layer: int) -> tuple[tuple[str, int], ...]:
     """Return where the values of a layer lie: those that layers with the same loops have alike, a compiler makes constants of."""
     program, offsets = placed.placement.program, placed.placement.plan.offsets
     kernels = [kernel for kernel in program.kernels if kernel.name in placed.layers[layer]]
-    roots = [program.root(name) for kernel in kernels for name in kernel.arguments]
-    return tuple(offsets.get(root.name) for root in roots if root.kind != "weight")
+    names = [name for kernel in kernels for name in kernel.arguments if program.root(name).kind != "weight"]
+    return tuple(
+        (program.root(name).kind, offsets.get(program.root(name).name, 0) + program.offset(name)) for name in names
+    )
 
 
 def _alone(loops: LoopProgram, ways: Sequence[Sequence[str]]) -> LoopProgram:

@@ -48,6 +48,10 @@ def blockers(program: Program) -> tuple[Blocker, ...]:
     return tuple(lowerer.blockers)
 
 
+_WORD_BYTES = 4
+"""Values begin at multiples of it, as kernels load words of them."""
+
+
 class _DependsError(RefusedError):
     """A node needs the result of one that was refused; only the first is shown to the user."""
 
@@ -85,10 +89,10 @@ class _Lowerer:
         return free_name(self._kernel_names, hint)
 
     def add_buffer(
-        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False
-    ) -> Buffer:
+        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False, offset: int = 0
+    ) -> Buffer:  # fmt: skip
         kind: BufferKind = "temp" if alias_of is None else self.buffers[alias_of].kind
-        return self._declare(hint, shape, dtype, kind, alias_of, channels_last)
+        return self._declare(hint, shape, dtype, kind, alias_of, channels_last, offset)
 
     def add_constant(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
         key = str(values.dtype), values.shape, values.tobytes()
@@ -134,6 +138,28 @@ class _Lowerer:
             if any(self.root(each).name == root.name for each in buffers_of(value))
             for user in node.users
         )
+
+    def adopt(self, part: Buffer, whole: Buffer, offset: int) -> bool:
+        root = self.root(part)
+        if self._nested or root.kind != "temp" or root.size_bytes != part.size_bytes or offset % _WORD_BYTES:
+            return False
+        values = [
+            node
+            for node, value in self.values.items()
+            if any(self.root(b).name == root.name for b in buffers_of(value))
+        ]
+        if {user for node in values for user in node.users} != {self._node}:
+            return False
+        self.buffers[root.name] = replace(root, alias_of=whole.name, offset=offset)
+        return True
+
+    def move_ahead(self, count: int, target: Buffer) -> None:
+        others, moved = self.kernels[: len(self.kernels) - count], self.kernels[len(self.kernels) - count :]
+        written = [{self.root(self.buffers[name]).name for name in kernel.outputs} for kernel in others]
+        first = next((at for at, names in enumerate(written) if self.root(target).name in names), len(others))
+        read = {self.root(self.buffers[name]).name for kernel in moved for name in kernel.inputs}
+        if not any(names & read for names in written[first:]):
+            self.kernels[first:] = [*moved, *others[first:]]
 
     def readers(self) -> tuple[str, ...]:
         return tuple(str(user.target) for user in self._current.users)
@@ -200,13 +226,14 @@ class _Lowerer:
         return self.add_constant(f"constant_{node.target}", value.detach().contiguous().numpy().reshape(shape))
 
     def _declare(
-        self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None, last: bool = False
-    ) -> Buffer:
-        buffer = Buffer(free_name(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of, last)
+        self, hint: str, shape: Sequence[int], dtype: str, kind: BufferKind, alias_of: str | None, last: bool = False, offset: int = 0,
+    ) -> Buffer:  # fmt: skip
+        buffer = Buffer(free_name(self._buffer_names, hint), tuple(shape), dtype, kind, alias_of, last, offset)
         self.buffers[buffer.name] = buffer
         return buffer
 
     def root(self, buffer: Buffer) -> Buffer:
+        buffer = self.buffers[buffer.name]  # since it was given away, it may have become a part of another
         while buffer.alias_of is not None:
             buffer = self.buffers[buffer.alias_of]
         return buffer

@@ -22,7 +22,7 @@ def channels_to_end(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A contiguous array. `alias_of` names the buffer whose bytes it shares, seen in another shape.
+    """A contiguous array. `alias_of` names the buffer whose bytes it shares, from byte `offset` of it on, seen in another shape.
 
     kind "output" is written by a kernel and stays whole to the end of a run; an output of the model that is an alias of an
     input, state or weight keeps the kind of what it shares.  channels_last: whether dim 1 of `shape` is the innermost of the bytes.
@@ -34,6 +34,7 @@ class Buffer:
     kind: BufferKind
     alias_of: str | None = None
     channels_last: bool = False
+    offset: int = 0
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -151,3 +152,10 @@ class LoopProgram:
         while found.alias_of is not None:
             found = self.buffers[found.alias_of]
         return found
+
+    def offset(self, name: str) -> int:
+        """Return the byte of its root at which a buffer begins."""
+        found, offset = self.buffers[name], 0
+        while found.alias_of is not None:
+            found, offset = self.buffers[found.alias_of], offset + found.offset
+        return offset

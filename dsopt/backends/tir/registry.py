@@ -76,9 +76,9 @@ class Session(Protocol):
     """What a context needs of the program being lowered."""
 
     def add_buffer(
-        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False
-    ) -> Buffer:
-        """Declare a temporary buffer under a free name."""
+        self, hint: str, shape: Sequence[int], dtype: str, alias_of: str | None, channels_last: bool = False, offset: int = 0
+    ) -> Buffer:  # fmt: skip
+        """Declare a temporary buffer under a free name. offset: the byte of `alias_of` at which it begins."""
 
     def add_constant(self, hint: str, values: np.ndarray[Any, Any]) -> Buffer:
         """Declare a weight under a free name."""
@@ -100,6 +100,12 @@ class Session(Protocol):
 
     def may_overwrite(self, target: Buffer) -> bool:
         """Return whether the node being lowered is the last to see the bytes of `target`, and may change them."""
+
+    def adopt(self, part: Buffer, whole: Buffer, offset: int) -> bool:
+        """Have a value lie in `whole` from a byte on where only the node being lowered reads it. Returns whether it does."""
+
+    def move_ahead(self, count: int, target: Buffer) -> None:
+        """Have the last kernels run before the first other that writes `target`, if there is by then what they read."""
 
     def readers(self) -> tuple[str, ...]:
         """Return the operators that read the result of the node being lowered, "output" among them if it is one."""

@@ -29,13 +29,15 @@ _SEARCH_WORK = 4_000_000
 class Overlay:
     """`output`, which begins at the step at which `input` ends, may share its bytes if it starts at least `shift` bytes before it.
 
-    exact: only if both start at the same byte.
+    exact: only if both start at the same byte.  gradual: also where the input ends later: it is read part by part, and the output
+    written so, each behind what was read.
     """
 
     output: str
     input: str
     shift: int
     exact: bool = False
+    gradual: bool = False
 
     def allows(self, lead: int) -> bool:
         """Return whether the output may start `lead` bytes before the input."""
@@ -150,8 +152,11 @@ def verify_overlays(buffers: Sequence[Lifetime], pairs: _Pairs, plan: Plan) -> N
 
 
 def _touch(lives: Mapping[str, Lifetime], pair: Overlay) -> bool:
-    """Return whether the input ends at the step at which the output begins."""
-    return pair.output in lives and pair.input in lives and lives[pair.input].last == lives[pair.output].first
+    """Return whether the input ends at the step at which the output begins, or at any later one where that is allowed."""
+    if pair.output not in lives or pair.input not in lives:
+        return False
+    end, start = lives[pair.input].last, lives[pair.output].first
+    return end >= start if pair.gradual else end == start
 
 
 def joined(overlays: Iterable[Overlay]) -> dict[tuple[str, str], Overlay]:
@@ -160,7 +165,8 @@ def joined(overlays: Iterable[Overlay]) -> dict[tuple[str, str], Overlay]:
     for each in overlays:
         key = each.output, each.input
         before = pairs.get(key, each)
-        pairs[key] = Overlay(*key, max(each.shift, before.shift), each.exact or before.exact)
+        exact, gradual = each.exact or before.exact, each.gradual or before.gradual
+        pairs[key] = Overlay(*key, max(each.shift, before.shift), exact, gradual)
     return {key: each for key, each in pairs.items() if not (each.exact and each.shift)}
 
 
@@ -191,10 +197,11 @@ def most_saved(pairs: Collection[Overlay], size: Mapping[str, int], alignment: i
 def _saved_at(buffers: Sequence[Lifetime], pairs: _Pairs, alignment: int) -> dict[int, int]:
     """Return the most bytes that overlays save at each step at which some could."""
     size = {life.name: aligned(life.size_bytes, alignment) for life in buffers}
-    first = {life.name: life.first for life in buffers}
+    lives = {life.name: life for life in buffers}
     at: dict[int, list[Overlay]] = {}
     for pair in pairs.values():
-        at.setdefault(first[pair.output], []).append(pair)
+        for step in range(lives[pair.output].first, lives[pair.input].last + 1):
+            at.setdefault(step, []).append(pair)
     return {step: most_saved(found, size, alignment) for step, found in at.items()}
 
 

@@ -9,25 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.patch.stage import (
-    CONVOLUTIONS,
-    PADDING,
-    Span,
-    Stage,
-    bands,
-    extent,
-    images_of,
-    needed,
-    spans,
-    stages,
-    window,
-)
+from dsopt.passes.patch.rewrite import cut, insert, joined, stage_of
+from dsopt.passes.patch.stage import Span, Stage, bands, extent, images_of, needed, spans
 
 _Found = tuple[dict[fx.Node, Span], dict[fx.Node, Span]]
 
@@ -44,14 +32,7 @@ class Patch(Pass):
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
         """Rewrite the stage that ends with `until`. Raises UsageError if no stage does."""
-        known = {stage.end.name: stage for stage in stages(program)}
-        if self.until not in known:
-            raise UsageError(
-                "DS0309", f"patch has no stage that ends with {self.until!r}",
-                why="a stage has two or more convolutions, and nothing else reads what is between them",
-                fix="name one of: " + (", ".join(known) or "none: this network has no such stage"),
-            )  # fmt: skip
-        stage = known[self.until]
+        stage = stage_of(program, self.until, self.name)
         height, width = (extent(program, stage.end, dim) for dim in (0, 1))
         if not (1 <= self.rows <= height and 1 <= self.columns <= width):
             raise UsageError(
@@ -60,17 +41,13 @@ class Patch(Pass):
             )  # fmt: skip
         across = [spans(program, stage, 0, span) for span in bands(height, self.rows)]
         along = [spans(program, stage, 1, span) for span in bands(width, self.columns)]
-        strips = []
+        rows_of_patches = []
         for rows in across:
             patches = [_patch(program, rewriter, stage, (rows, columns)) for columns in along]
-            strips.append(_joined(rewriter, patches, 3, stage.end))
+            rows_of_patches.append(joined(rewriter, patches, 3, stage.end))
         end = stage.end
-        rewriter.replace(end, _joined(rewriter, strips, 2, end))
+        rewriter.replace(end, joined(rewriter, rows_of_patches, 2, end))
         rewriter.erase_dead()
-
-
-def _joined(rewriter: Rewriter, parts: list[fx.Node], dim: int, like: fx.Node) -> fx.Node:
-    return parts[0] if len(parts) == 1 else rewriter.call(torch.ops.aten.cat.default, parts, dim, like=like)
 
 
 def _patch(program: Program, rewriter: Rewriter, stage: Stage, found: _Found) -> fx.Node:
@@ -81,36 +58,13 @@ def _patch(program: Program, rewriter: Rewriter, stage: Stage, found: _Found) ->
         values[source] = source
         held[source] = (0, extent(program, source, 0)), (0, extent(program, source, 1))
     for node in stage.nodes:
-        arguments: list[Any] = list(node.args)
+        images: dict[int, fx.Node] = {}
         for place in images_of(node):
             image: Any = node.args[place]
-            wanted = tuple(needed(program, node, place, dim, found[dim][node]) for dim in (0, 1))
-            arguments[place] = _cut(rewriter, values[image], held[image], wanted, stage.end)
-        if node.target in CONVOLUTIONS:
-            arguments[PADDING] = _padding(program, node, found)
-        made = rewriter.call(node.target, *arguments, like=stage.end)  # type: ignore[arg-type]
-        for key in ("layer", "source"):
-            made.meta[key] = node.meta.get(key, "")
-        values[node], held[node] = made, (found[0][node], found[1][node])
+            images[place] = values[image]
+            for dim in (0, 1):
+                wanted = needed(program, node, place, dim, found[dim][node])
+                images[place] = cut(rewriter, images[place], dim, held[image][dim], wanted, stage.end)
+        held[node] = (found[0][node], found[1][node])
+        values[node] = insert(program, rewriter, node, images, held[node], stage.end)
     return values[stage.end]
-
-
-def _cut(
-    rewriter: Rewriter, value: fx.Node, held: tuple[Span, Span], wanted: tuple[Span, ...], like: fx.Node
-) -> fx.Node:
-    for dim, (have, want) in enumerate(zip(held, wanted, strict=True)):
-        if have != want:
-            low, high = want[0] - have[0], want[1] - have[0]
-            value = rewriter.call(torch.ops.aten.slice.Tensor, value, 2 + dim, low, high, like=like)
-    return value
-
-
-def _padding(program: Program, node: fx.Node, found: _Found) -> list[int]:
-    """Return what of the windows of a patch lies outside of the image: before each dim, and after each if that differs."""
-    before, after = [], []
-    for dim in (0, 1):
-        low, high = window(node, dim, found[dim][node])
-        start, stop = needed(program, node, 0, dim, found[dim][node])
-        before.append(start - low)
-        after.append(high - stop)
-    return before if before == after else before + after

@@ -8,7 +8,9 @@ from typing import Any
 
 from dsopt.backends.mcu.kernels.channels_last import elementwise, joined, mean, reordered, sliced
 from dsopt.backends.mcu.kernels.convolution import convolution, convolution_add
+from dsopt.backends.mcu.kernels.copying import COPY_WORDS
 from dsopt.backends.mcu.kernels.helium import convolution as helium
+from dsopt.backends.mcu.kernels.helium.copy import COPY
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.mcu.kernels.matmul import matmul
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
@@ -35,8 +37,6 @@ _OF_IMAGES = ("q_conv", "q_conv_add", "q_max_pool", "q_avg_pool")
 _ALWAYS: Mapping[str, Lowering] = {
     **{f"aten.{name}": reordered([f"dsopt.{each}.default" for each in _OF_IMAGES]) for name in _PERMUTATIONS},
     "dsopt.q_mean.default": mean,
-    "aten.cat.default": joined,
-    "aten.slice.Tensor": sliced,
     "dsopt.q_max_pool.default": max_pool,
     "dsopt.q_avg_pool.default": average_pool,
     **{f"dsopt.{name}.default": elementwise(f"dsopt.{name}.default", count) for name, count in _ELEMENTWISE.items()},
@@ -67,7 +67,9 @@ def special_lowerings(
     optimize: the name of a style.  ways: which of the ways of a layer are taken; without, the first of each, that of the style.
     """
     ways = ways or Ways({})
-    return {**_ALWAYS, **{name: ways.lowering(each) for name, each in _ways_of(target, optimize).items()}}
+    copy = COPY if CORES[target.core].has_mve else COPY_WORDS
+    moves: dict[str, Lowering] = {"aten.cat.default": partial(joined, copy), "aten.slice.Tensor": partial(sliced, copy)}
+    return {**_ALWAYS, **moves, **{name: ways.lowering(each) for name, each in _ways_of(target, optimize).items()}}
 
 
 def _ways_of(target: McuTarget, optimize: str) -> dict[str, list[Lowering]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
+from dsopt.backends.mcu.kernels.copying import copied, joined_in_place, part_of
 from dsopt.backends.tir import ops  # noqa: F401  registers the generic lowerings
 from dsopt.backends.tir.ops.relayout import contiguous_strides, strided_copy
-from dsopt.backends.tir.program import Buffer, channels_to_end
+from dsopt.backends.tir.program import Buffer, MicroKernel, channels_to_end
 from dsopt.backends.tir.registry import LOWERINGS, Context, Layout, Lowering, UnsuitedError
 from dsopt.backends.tir.tvm_adapter import element
 
@@ -81,27 +83,38 @@ def reordered(image_operators: Collection[str]) -> Lowering:
     return lower
 
 
-def joined(context: Context, parts: list[Buffer], dim: int = 0) -> Buffer:
-    """Lower cat of images, of which one has channels last, in the order of its bytes."""
+def joined(copy: MicroKernel, context: Context, parts: list[Buffer], dim: int = 0) -> Buffer:
+    """Lower cat of images, of which one has channels last, in the order of its bytes. copy: what copies bytes in a row."""
     if not any(each.channels_last for each in parts) or any(len(each.shape) != len(context.shape) for each in parts):
         raise UnsuitedError("")
     stored = [_as_stored(context, with_channels_last(context, each)) for each in parts]
     inner = _stored_context(context, context.shape)
-    return _restored(context, LOWERINGS[context.operator](inner, stored, _stored_dim(dim, len(context.shape))))
+    place = _stored_dim(dim, len(context.shape))
+    if math.prod(inner.shape[:place]) == 1 and all(part.dtype == context.dtype for part in parts):
+        return _restored(context, joined_in_place(copy, inner, stored))
+    return _restored(context, LOWERINGS[context.operator](inner, stored, place))
 
 
 def sliced(
-    context: Context, x: Buffer, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Buffer:
-    """Lower slice of an image with channels last, in the order of its bytes."""
-    if not x.channels_last or len(x.shape) != len(context.shape):
+    copy: MicroKernel, context: Context, x: Buffer, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Buffer:  # fmt: skip
+    """Lower slice, that of an image with channels last in the order of its bytes. copy: what copies bytes in a row."""
+    if not x.channels_last:
+        (layout,) = context.layouts()
+        found = None if layout.is_whole(x.elements) else copied(copy, context, x, layout)
+        if found is None:
+            raise UnsuitedError("")
+        return found
+    if len(x.shape) != len(context.shape):
         raise UnsuitedError("")
     place = _stored_dim(dim, len(x.shape))
     strides = contiguous_strides(x.stored_shape)
     offset = strides[place] * range(x.stored_shape[place])[slice(start, end, step)].start
     strides[place] *= step
     layout = Layout(channels_to_end(context.shape), tuple(strides), offset)
-    return _restored(context, strided_copy(_stored_context(context, context.shape), _as_stored(context, x), layout))
+    inner, stored = _stored_context(context, context.shape), _as_stored(context, x)
+    found = part_of(inner, stored, layout) or copied(copy, inner, stored, layout)
+    return _restored(context, found or strided_copy(inner, stored, layout))
 
 
 def _stored_dim(dim: int, rank: int) -> int:

@@ -57,7 +57,7 @@ def _identity(context: Context, x: Buffer, *arguments: Any) -> Buffer:
 def strided_copy(context: Context, x: Buffer, layout: Layout, number: int = 0) -> Buffer:
     """Copy the elements of a strided view of `x` into a contiguous result."""
     result = context.result(number)
-    extents, strides = _merge(layout.shape, layout.strides)
+    extents, strides = merged(layout.shape, layout.strides)
     with context.kernel(str(number) if context.is_tuple else "") as k:
         source, y = k.read("x", x, (x.elements,)), k.write("y", result, extents)
         with k.grid(**{f"i{n}" if len(extents) > 1 else "i": extent for n, extent in enumerate(extents)}) as index:
@@ -68,7 +68,7 @@ def strided_copy(context: Context, x: Buffer, layout: Layout, number: int = 0) -
     return result
 
 
-def _merge(shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def merged(shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Merge neighbouring dims that one stride walks through; drop dims of size 1."""
     extents: list[int] = []
     steps: list[int] = []
