@@ -17,6 +17,7 @@ from dsopt.backends.mcu.kernels.helium.dense import dense_kernel, dense_stream, 
 from dsopt.backends.mcu.kernels.helium.depthwise import channel_kernel, depthwise_stream, lines_kernel, lines_of
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES
 from dsopt.backends.mcu.kernels.helium.matrix import INSTRUCTIONS, PIXELS, Runs, conv_kernel, conv_stream, is_straight
+from dsopt.backends.mcu.kernels.helium.matrix import turn_of as vector_turn
 from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
 from dsopt.backends.mcu.kernels.linear import by_pixels, read_linear
 from dsopt.backends.mcu.kernels.store import Store
@@ -99,7 +100,9 @@ def _matrix(style: Style, context: Context, x: Buffer, found: Convolution) -> Bu
     stage = context.temp("stage", (PIXELS, N), "int8") if N != g.N else None
     with context.kernel(multiply_adds=g.batch * g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
         k.choice = f"vectors: {' and '.join(str(most) for most, *_ in groups)} pixels x 4 channels"
-        k.choice += (" in loops" if not is_straight(runs, style) else "") + (", rows copied" if copied else "")
+        if not is_straight(runs, style):
+            k.choice += f" in turns of {vector_turn(runs, layer.bits, style)}"
+        k.choice += ", rows copied" if copied else ""
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)

@@ -79,9 +79,7 @@ def conv_kernel(
     assert N % LANES == 0
     kind = f"dsopt_conv{most}{'' if bits == 8 else '_nibbles'}"
     place = f"{runs.rows}x{runs.length}_{runs.pitch}_{runs.step}{'' if runs.is_open else '_exact'}"
-    name = (
-        f"{kind}_{place}_{N}_{'straight' if is_straight(runs, style) else f'by{_turn(runs, bits, style)}'}_{store.tag}"
-    )
+    name = f"{kind}_{place}_{N}_{'straight' if is_straight(runs, style) else f'by{turn_of(runs, bits, style)}'}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y, int32_t pixels"
     if addition is not None:
         name += f"_add_{addition.tag}"
@@ -233,7 +231,7 @@ def _whole(runs: Runs) -> int:
     return runs.steps - 1 if runs.tail else runs.steps
 
 
-def _turn(runs: Runs, bits: int, style: Style) -> int:
+def turn_of(runs: Runs, bits: int, style: Style) -> int:
     """Return how many vectors one turn of the loop over a run takes."""
     whole, widest = _whole(runs), min(_WIDEST_TURN if runs.rows == 1 else 2, style.longest_turn)
     return next(turn for turn in range(widest, 0, -1) if whole % turn == 0 and turn * bits % 8 == 0) if whole else 1
@@ -241,7 +239,7 @@ def _turn(runs: Runs, bits: int, style: Style) -> int:
 
 def _loop(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
     """Return the instructions for one run."""
-    whole, turn = _whole(runs), _turn(runs, bits, style)
+    whole, turn = _whole(runs), turn_of(runs, bits, style)
     body = [line for number in range(turn) for line in _step(runs, most, bits, number, None, False)]
     lines = [f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []
     return lines + (_step(runs, most, bits, runs.steps - 1, None, False) if runs.tail else [])
