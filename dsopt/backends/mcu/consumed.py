@@ -34,8 +34,11 @@ def growing(program: LoopProgram, lasting: Collection[str]) -> list[Overlay]:
         for operand, other in eaten.items():
             kernels = set(one.writes) | set(one.reads)
             is_later = min(one.writes) > max(other.writes, default=-1) and min(one.writes) < max(other.reads)
-            if output != operand and is_later and not kernels & set(other.reads):
-                found.append(Overlay(output, operand, _shift(one, other), gradual=True))
+            if output == operand or not is_later or kernels & set(other.reads):
+                continue
+            shift = _shift(one, other)
+            if shift < max(one.writes.values()):  # else they lie apart
+                found.append(Overlay(output, operand, shift, gradual=True))
     return found
 
 

@@ -77,6 +77,7 @@ class _Lowerer:
         self._extra: dict[str, Any] = {}
         self._stored: dict[tuple[str, tuple[int, ...], bytes], Buffer] = {}
         self._weights: dict[str, fx.Node] = {}
+        self._read: dict[str, np.ndarray[Any, Any]] = {}
         self._nested = 0
         self._why = ""
         self._order = {node: number for number, node in enumerate(program.graph.nodes)}
@@ -409,8 +410,11 @@ class _Lowerer:
         return target
 
     def _weight_values(self, name: str) -> np.ndarray[Any, Any] | None:
-        weight = self.program.weight(self._weights[name]) if name in self._weights else None
-        return self._extra.get(name) if weight is None else weight.detach().contiguous().numpy()
+        if name in self._weights and name not in self._read:  # each part of a layer asks again
+            weight = self.program.weight(self._weights[name])
+            assert weight is not None
+            self._read[name] = weight.detach().contiguous().numpy()
+        return self._read[name] if name in self._weights else self._extra.get(name)
 
     def _constants(self, roots: set[str]) -> dict[str, Any]:
         known = [name for name in (*self._extra, *self._weights) if name in roots]

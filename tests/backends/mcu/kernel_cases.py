@@ -66,6 +66,23 @@ class Residual(nn.Module):
         return torch.ops.dsopt.q_add(self.conv(x), residual, 5, 5, 700_001, -450_000, 20, -7, *self.clamp, 8)
 
 
+class Parts(nn.Module):
+    """Parts of an image, first of one whose channels lie apart, then of one with channels last: cut in rows and columns, and joined."""
+
+    def __init__(self, C: int, N: int) -> None:
+        super().__init__()
+        self.first, self.top, self.low = (
+            conv((N, C, 1, 1), Settings(3)),
+            *(conv((N, N, 1, 1), Settings(n)) for n in (4, 5)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x[:, :, 1:])
+        top, low = self.top(y[:, :, :2]), self.low(y[:, :, 1:, 1:])
+        kept = torch.cat([y[:, :, 2:4], top, y[:, :, -1:]], 2)
+        return torch.cat([kept[:, :, :, 1:], low], 2)
+
+
 class Product(nn.Module):
     """Two halves of the input as matrices, (batch, M, K) and (batch, K, N)."""
 
@@ -128,6 +145,9 @@ CASES: dict[str, Case] = {
     "residual_one": (layers(Residual(12, 1, FULL, (-50, 60), False)), (12, 2, 4)),
     "residual_tails": (layers(Residual(8, 3, LOW, (-128, 127), True)), (8, 3, 5)),
     "residual_odd": (layers(Residual(5, 1, HIGH, (-128, 127), False)), (5, 2, 3)),
+    "parts": (layers(Parts(3, 8)), (3, 7, 9)),
+    "parts_scattered": (layers(Parts(2, 5)), (2, 6, 11)),
+    "parts_wide": (layers(Parts(4, 12)), (4, 9, 24)),
     "product": product(2, 8, 16, 12, (-3, 7), NARROW),
     "product_tails": product(3, 5, 12, 7, (-128, 127), LOW),
     "product_plain": product(1, 4, 32, 6, (5, 0), RELU),

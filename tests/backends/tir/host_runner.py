@@ -23,7 +23,7 @@ from torch import Tensor
 from dsopt.backends.mcu.generate import kernels_header, micro_kernels
 from dsopt.backends.tir.c_source import c_functions
 from dsopt.backends.tir.lower import lower
-from dsopt.backends.tir.program import Buffer, LoopProgram
+from dsopt.backends.tir.program import LoopProgram
 from dsopt.backends.tir.registry import Lowering
 from dsopt.ir import Program
 from tests.backends.tir.undefined import CHECKS, HANDLERS, assert_defined, has_checks
@@ -85,8 +85,8 @@ class _Memory:
         if dtype == "float32":
             self.values[...] = np.nan
 
-    def pointer(self) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self.raw.ctypes.data + _GUARD)
+    def pointer(self, offset: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.raw.ctypes.data + _GUARD + offset)
 
     def check(self, name: str) -> None:
         fences = (self.raw[:_GUARD], self.raw[-_GUARD:])
@@ -107,11 +107,9 @@ def run_on_host(
         for name, value in zip(loops.inputs, inputs, strict=True):
             memory[name].values[...] = value.numpy().reshape(-1)
         for kernel in loops.kernels:
-            pointers = [memory[loops.root(name).name].pointer() for name in kernel.arguments]
+            pointers = [memory[loops.root(name).name].pointer(loops.offset(name)) for name in kernel.arguments]
             getattr(library, kernel.name)(*pointers)
-        outputs = [
-            _in_order(memory[loops.root(name).name].values, loops.buffers[name]).copy() for name in loops.outputs
-        ]
+        outputs = [_shown(loops, memory, name) for name in loops.outputs]
         for state in loops.states:
             updated = memory[loops.root(state.update).name].values.copy()
             memory[state.buffer].values[...] = updated
@@ -127,9 +125,11 @@ def run_on_host(
     return outputs, states
 
 
-def _in_order(values: Array, buffer: Buffer) -> Array:
-    stored: Array = values.reshape(buffer.stored_shape)
-    return np.moveaxis(stored, -1, 1) if buffer.channels_last else stored
+def _shown(loops: LoopProgram, memory: Mapping[str, _Memory], name: str) -> Array:
+    buffer, values = loops.buffers[name], memory[loops.root(name).name].values
+    start = loops.offset(name) // values.itemsize
+    stored: Array = values[start : start + buffer.elements].reshape(buffer.stored_shape)
+    return (np.moveaxis(stored, -1, 1) if buffer.channels_last else stored).copy()
 
 
 def relative_error(got: Array, want: Array) -> float:
