@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsopt.report.fields import count, maybe_count, record, records, refuse, text
+from dsopt.report.fields import count, flag, maybe_count, record, records, refuse, text
 
 _BUDGETS = (("RAM", "ram_bytes"), ("flash", "flash_bytes"), ("instructions", "instructions"))
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A way to write a layer that was measured. bytes: of its code and weights."""
+
+    kernel: str
+    instructions: int
+    bytes: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class ChipLayer:
-    """One function of the generated code. instructions, estimated_cycles, code_bytes: None where they are not known."""
+    """One function of the generated code. instructions, estimated_cycles, code_bytes: None where they are not known.
+
+    candidates: the ways to write its layer, if there was a choice.
+    """
 
     function: str
     layer: str
@@ -25,6 +38,7 @@ class ChipLayer:
     code_bytes: int | None
     weight_bytes: int
     live_bytes: int
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ def read_chip(manifest: Mapping[str, Any]) -> Chip | None:
             text(row, "function"), text(row, "layer"), text(row, "kernel"), text(row, "why_generic"),
             maybe_count(row, "multiply_adds") or 0, maybe_count(row, "instructions"), maybe_count(row, "estimated_cycles"),
             maybe_count(row, "code_bytes"), maybe_count(row, "weight_bytes") or 0, maybe_count(row, "live_bytes") or 0,
+            tuple(map(_candidate, records(row, "candidates"))),
         )
         for row in records(manifest, "layers")
     )  # fmt: skip
@@ -101,6 +116,10 @@ def read_chip(manifest: Mapping[str, Any]) -> Chip | None:
     ram = next((each for each in budgets if each.name == "RAM"), None)
     room = None if ram is None else max(ram.limit - max(ram.need - arena_bytes, 0), 0)
     return Chip(layers, buffers, arena_bytes, budgets, room, _patches(manifest))
+
+
+def _candidate(entry: Mapping[str, Any]) -> Candidate:
+    return Candidate(text(entry, "kernel"), count(entry, "instructions"), count(entry, "bytes"), flag(entry, "chosen"))
 
 
 def _buffer(entry: Mapping[str, Any], arena_bytes: int, layers: int) -> Buffer:

@@ -28,6 +28,7 @@ def chip_sections(chip: Chip | None) -> str:
                 bars("Bytes of values that exist while each layer runs", "bytes", names, live, is_sum=False),
                 _layers(layers),
             ),
+            section("Kernels that were measured", _candidates(layers)),
             section("Memory over time", memory_map(chip)),
         ]
     )  # fmt: skip
@@ -101,3 +102,15 @@ def _layers(layers: tuple[ChipLayer, ...]) -> str:
     more = len(layers) - _MOST_ROWS
     note = paragraph(f"{plain(more)} more are in the manifest.") if more > 0 else ""
     return table(header, rows, [0, *range(5, len(header))]) + note
+
+
+def _candidates(layers: tuple[ChipLayer, ...]) -> str:
+    """Return a row for each way to write a layer, the one that was chosen marked."""
+    rows: list[list[Cell]] = [
+        [number, each.function, each.layer, way.kernel, way.instructions, way.bytes, "chosen" if way.chosen else ""]
+        for number, each in enumerate(layers)
+        for way in each.candidates
+    ]
+    words = "Each way to write a layer, alone on the emulated core. Bytes are of its code and weights; layers may share some."
+    header = ["", "function", "layer", "kernel", "instructions", "bytes", ""]
+    return paragraph(words) + table(header, rows[:_MOST_ROWS], [0, 4, 5]) if rows else ""

@@ -95,6 +95,19 @@ def test_the_table_has_every_layer_and_says_what_is_an_estimate() -> None:
     assert "instructions 9,000 of" not in words  # no limit was set
 
 
+def test_every_way_to_write_a_layer_has_a_row_and_the_chosen_one_is_marked() -> None:
+    ways = [
+        {"kernel": "short turns", "instructions": 4321, "bytes": 654, "chosen": False},
+        {"kernel": "long turns", "instructions": 4000, "bytes": 987, "chosen": True},
+    ]
+    rows = [CHIP["layers"][0] | {"candidates": ways}, *CHIP["layers"][1:]]
+    words = " ".join(re.sub("<[^>]*>", " ", page("net", CHIP | {"layers": rows})).split())
+    assert "stem short turns 4,321 654 0 stem_conv stem long turns 4,000 987 chosen" in words
+    assert "Kernels that were measured" not in _nesting(page("net", CHIP)).words
+    with pytest.raises(ArtifactError, match="chosen"):
+        page("net", CHIP | {"layers": [ROW | {"candidates": [ways[0] | {"chosen": 1}]}]})
+
+
 def test_what_was_not_counted_is_left_out() -> None:
     rows = [row | {"instructions": None, "estimated_cycles": None} for row in CHIP["layers"]]
     text = page("net", CHIP | {"layers": rows, "limits": {}})

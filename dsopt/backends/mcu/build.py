@@ -7,6 +7,7 @@ from dataclasses import replace
 from dsopt.artifact import Artifact
 from dsopt.backends.base import EmitOptions
 from dsopt.backends.mcu.budget import RAM_EXCEEDED, Lowest, Overrun, check_counted, exceeded, refusal
+from dsopt.backends.mcu.chosen import build_chosen
 from dsopt.backends.mcu.emitter import Built, Emitter, Placed
 from dsopt.backends.mcu.patched import Patches, Way
 from dsopt.errors import BudgetError, ToolchainError
@@ -34,7 +35,7 @@ class Build:
         """Return what fits into every budget. Raises BudgetError with all that are exceeded, ToolchainError without a compiler."""
         whole = self._whole
         found = exceeded(self._target, whole.placement, whole.rows)
-        built = None if found else self._emitter.build(whole)
+        built = None if found else build_chosen(self._emitter, whole)
         if built is not None:
             found = exceeded(self._target, built.placement, built.rows, built.measured)
         if not found:
@@ -45,7 +46,7 @@ class Build:
         if way is None:
             raise self._refusal(built)
         check_counted(self._target, way.built.measured)
-        return way.artifact
+        return self._patches.finished(way).artifact
 
     def _smaller(self, built: Built) -> Artifact:
         """Return what fits as a whole, in patches if RAM is what counts and they take less."""
@@ -53,7 +54,7 @@ class Build:
             return built.artifact
         way = self._patches.smallest(max(built.measured.ram_bytes - 1, LEAST_BYTES))
         if way is not None:
-            return way.artifact
+            return self._patches.finished(way).artifact
         why = why_none(self._program) or "there are no convolutions"
         if self._patches.count:
             why = "no way takes less RAM within the other budgets and with at most half as many products again"
@@ -76,7 +77,7 @@ class Build:
             unknown = f"no image was built, as this is more than {_FAR} times too much"
         elif built is None:
             try:
-                built = self._emitter.build(self._whole)
+                built = build_chosen(self._emitter, self._whole)
             except ToolchainError as problem:
                 unknown = f"no image could be built: {problem.what}"
         if unknown:

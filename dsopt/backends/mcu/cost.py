@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from dsopt.backends.base import EmitOptions
+from dsopt.backends.mcu.chosen import build_chosen
 from dsopt.backends.mcu.emitter import Emitter, Placed
 from dsopt.errors import ToolchainError
 from dsopt.ir import Program
@@ -49,7 +50,7 @@ class CoreCost(Mapping[str, float]):
 
     @cached_property
     def _cycles(self) -> int:
-        measured = self._emitter.build(self._placed).measured
+        measured = build_chosen(self._emitter, self._placed).measured
         if measured.instructions is None:
             raise ToolchainError(
                 "DS0605", f"{self._target.name} cannot be measured here, so its cycles cannot be cut",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,16 @@ from dsopt.target import McuTarget
 
 @dataclass(frozen=True)
 class Placed:
-    """A program as loops with a place for each value. rows: of manifest["layers"]."""
+    """A program as loops with a place for each value. rows: of manifest["layers"].
+
+    layers: for each layer that has several ways to be written, by its number, the functions that it became.
+    """
 
     program: Program
     placement: Placement
     rows: Rows
+    reorder: bool = True
+    layers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def least_bytes(self) -> int:
@@ -51,15 +57,22 @@ class Emitter:
     target: McuTarget
     options: EmitOptions
 
-    def place(self, program: Program, reorder: bool = True) -> Placed:
-        """Lower a program to loops and place its values. reorder: False for programs whose order is meant: patch by patch."""
+    def place(self, program: Program, reorder: bool = True, chosen: Mapping[int, int] | None = None) -> Placed:
+        """Lower a program to loops and place its values.
+
+        reorder: False for programs whose order is meant: patch by patch.  chosen: the way to write a layer, by its number; of the
+        others, the usual one.
+        """
         from dsopt.backends.mcu.kernels import special_lowerings
+        from dsopt.backends.mcu.kernels.ways import Ways
         from dsopt.backends.tir.lower import lower
 
         self.options.progress(0, 3, "lowering to loops")
-        special = special_lowerings(self.target, self.options.optimize)
+        ways = Ways(chosen or {})
+        special = special_lowerings(self.target, self.options.optimize, ways)
         placement = place(lower(program, special, self.options.integer_ports), reorder)
-        return Placed(program, placement, layer_rows(program, placement))
+        layers = tuple(found[0].kernels if found else () for found in ways.layers)
+        return Placed(program, placement, layer_rows(program, placement), reorder, layers)
 
     def build(self, placed: Placed) -> Built:
         """Generate C, build it, and run it once where the core can be emulated. Raises ToolchainError without a compiler."""

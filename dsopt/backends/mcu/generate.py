@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 
 from dsopt.backends.mcu.c_text import Names, comment
@@ -13,7 +13,7 @@ from dsopt.backends.mcu.model_source import model_source
 from dsopt.backends.mcu.place import Placement
 from dsopt.backends.mcu.test_source import Sample, run_tests_source, test_vectors_source
 from dsopt.backends.mcu.weights_source import weights_source
-from dsopt.backends.tir.c_source import c_functions
+from dsopt.backends.tir.c_source import CFunction, c_functions
 from dsopt.backends.tir.program import LoopProgram, MicroKernel
 from dsopt.ir import Program, example_inputs
 
@@ -51,23 +51,43 @@ def generate(
 
     is_small: all loops are to be compiled for size.
     """
-    loops = placement.program
-    names, ports = Names.of(name), interface(program, loops)
-    overlapping = {kernel.name for kernel in loops.kernels if kernel.overlaps}
-    functions = c_functions({kernel.name: kernel.func for kernel in loops.kernels}, overlapping)
+    made = generate_model(placement, interface(program, placement.program), name, target, version, is_small)
+    tests = {
+        "test_vectors.c": test_vectors_source(made.names, seeded_vector(program, made.ports, seed)),
+        "run_tests.c": run_tests_source(made.names, made.ports, TEST_TOLERANCE),
+    }
+    return replace(made, files={**made.files, **tests})
+
+
+def generate_model(
+    placement: Placement,
+    ports: Interface,
+    name: str,
+    target: str,
+    version: str,
+    is_small: bool = False,
+    standing: Collection[str] = (),
+) -> Sources:
+    """Write the files of placed loops that are needed to run them. is_small, standing: of `model_source`."""
+    loops, names = placement.program, Names.of(name)
     micro = micro_kernels(loops)
+    functions = functions_of(loops)
     files = {
         **({"kernels.h": kernels_header(micro, target)} if micro else {}),
-        "model.c": model_source(names, ports, placement, functions, target, is_small),
+        "model.c": model_source(names, ports, placement, functions, target, is_small, standing),
         "weights.c": weights_source(names, loops, target),
     }
     if any(function.helpers for function in functions.values()):
         files["dsopt_math.h"] = (package_files(__package__) / "dsopt_math.h").read_text(encoding="utf-8")
     digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
     files["model.h"] = model_header(names, ports, placement, target, version, digest)
-    files["test_vectors.c"] = test_vectors_source(names, seeded_vector(program, ports, seed))
-    files["run_tests.c"] = run_tests_source(names, ports, TEST_TOLERANCE)
     return Sources(files, names, ports)
+
+
+def functions_of(loops: LoopProgram) -> dict[str, CFunction]:
+    """Return the loops of each kernel in C, by the kernel's name."""
+    overlapping = {kernel.name for kernel in loops.kernels if kernel.overlaps}
+    return c_functions({kernel.name: kernel.func for kernel in loops.kernels}, overlapping)
 
 
 def micro_kernels(loops: LoopProgram) -> list[MicroKernel]:

@@ -36,13 +36,22 @@ def layer_rows(program: Program, placement: Placement) -> list[dict[str, Any]]:
             "shape": list(placement.program.buffers[kernel.outputs[0]].shape),
             "multiply_adds": kernel.multiply_adds,
             "weight_bytes": _weight_bytes(placement, kernel),
-            "kernel": kernel.choice or "generic loops",
+            "kernel": kernel_text(kernel),
             "why_generic": kernel.why,
             "is_float": op not in _BORDERS and _is_float(placement, kernel),
             "live_bytes": _live_bytes(placement, number),
         }
         rows.append(row)
     return rows
+
+
+def kernel_text(kernel: Kernel) -> str:
+    """Return how a kernel is written, in words."""
+    return (
+        f"{kernel.choice}; loops around it for {'size' if kernel.is_glue else 'speed'}"
+        if kernel.choice
+        else "generic loops"
+    )
 
 
 def add_traces(rows: Sequence[dict[str, Any]], placement: Placement, names: Names) -> None:

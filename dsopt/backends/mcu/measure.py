@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dsopt.backends.mcu.place import Placement
 from dsopt.backends.mcu.toolchain import BuildOptions, find_toolchain, measure_image
@@ -23,7 +23,8 @@ class Measurement:
     """Bytes of the linked image without the test harness, and what one emulated run took.
 
     static_bytes: arena, states and other variables.  stack_bytes, instructions: None where the core cannot be emulated here,
-    and `why_not_run` says why.  layers: costs by function.  code_bytes: of each function, by name.
+    and `why_not_run` says why.  layers: costs by function.  code_bytes: of each function of a layer, by name; symbol_bytes: of all
+    functions and variables.
     """
 
     elf: bytes
@@ -33,6 +34,7 @@ class Measurement:
     instructions: int | None = None
     layers: Mapping[str, Cost] = field(default_factory=dict)
     code_bytes: Mapping[str, int] = field(default_factory=dict)
+    symbol_bytes: Mapping[str, int] = field(default_factory=dict)
     why_not_run: str = ""
 
     @property
@@ -67,7 +69,7 @@ def build_and_measure(
     image = toolchain.compile(sources, target.core, BuildOptions(stack_bytes=STACK_BYTES))
     sizes = measure_image(image.elf)
     known = {name: sizes.symbols[name] for name in functions if name in sizes.symbols}
-    built = Measurement(image.elf, sizes.flash_bytes, sizes.ram_bytes, code_bytes=known)
+    built = Measurement(image.elf, sizes.flash_bytes, sizes.ram_bytes, code_bytes=known, symbol_bytes=sizes.symbols)
     return _run(built, functions, placement, target, inputs)
 
 
@@ -77,18 +79,8 @@ def _run(
     try:
         choose_simulator(target.core)
     except ToolchainError as problem:
-        return Measurement(
-            built.elf, built.flash_bytes, built.static_bytes, code_bytes=built.code_bytes, why_not_run=problem.what
-        )
+        return replace(built, why_not_run=problem.what)
     work = sum(kernel.multiply_adds for kernel in placement.program.kernels)
     seconds = 60.0 + work / _FASTEST_MULTIPLY_ADDS_PER_SECOND
     result: Simulation = simulate(built.elf, target.core, runs=[list(inputs)], layers=list(functions), seconds=seconds)
-    return Measurement(
-        built.elf,
-        built.flash_bytes,
-        built.static_bytes,
-        result.stack_bytes,
-        result.instructions,
-        result.layers,
-        built.code_bytes,
-    )
+    return replace(built, stack_bytes=result.stack_bytes, instructions=result.instructions, layers=result.layers)

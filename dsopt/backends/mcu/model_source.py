@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from dsopt.backends.mcu.c_text import Names, comment
 from dsopt.backends.mcu.header import Interface, Port
@@ -20,9 +20,13 @@ def model_source(
     functions: Mapping[str, CFunction],
     target: str,
     is_small: bool = False,
+    standing: Collection[str] = (),
 ) -> str:
-    """Return the text of model.c. is_small: all layers are to be compiled for size."""
-    writer = _Writer(names, ports, placement, functions, is_small)
+    """Return the text of model.c.
+
+    is_small: all layers are to be compiled for size.  standing: kernels whose loops are written as if others had the same.
+    """
+    writer = _Writer(names, ports, placement, functions, is_small, standing)
     reset, run = writer.reset(), writer.run()
     helpers = sorted({helper for function in functions.values() for helper in function.helpers})
     includes = ['#include "dsopt_math.h"\n'] if helpers else []
@@ -64,28 +68,40 @@ _HELPERS = {
 """What resetting and stepping states needs, by name; a file gets what it uses."""
 
 
-def _shared_loops(functions: Mapping[str, CFunction]) -> dict[str, str]:
-    """Return, for layers whose loops are equal to another layer's, the name of the one function that holds them."""
-    groups: dict[CFunction, list[str]] = {}
-    for name, function in functions.items():
-        groups.setdefault(function, []).append(name)
+def shared_loops(
+    kernels: Sequence[Kernel], functions: Mapping[str, CFunction], standing: Collection[str] = ()
+) -> dict[str, str]:
+    """Return, for layers whose loops are equal to another layer's, the name of the one function that holds them.
+
+    standing: kernels that get one in any case.
+    """
+    groups: dict[tuple[CFunction, bool], list[str]] = {}
+    for kernel in kernels:
+        groups.setdefault((functions[kernel.name], kernel.is_glue), []).append(kernel.name)
     shared: dict[str, str] = {}
     for names in groups.values():
         loops = f"shared_{names[0]}"
         while loops in functions:
             loops += "_"
-        shared |= dict.fromkeys(names, loops) if len(names) > 1 else {}
+        shared |= dict.fromkeys(names, loops) if len(names) > 1 or names[0] in standing else {}
     return shared
 
 
 class _Writer:
     def __init__(
-        self, names: Names, ports: Interface, placement: Placement, functions: Mapping[str, CFunction], is_small: bool
+        self,
+        names: Names,
+        ports: Interface,
+        placement: Placement,
+        functions: Mapping[str, CFunction],
+        is_small: bool,
+        standing: Collection[str],
     ) -> None:
         self.is_small = is_small
         self.names, self.ports, self.placement, self.functions = names, ports, placement, functions
         self.program = placement.program
-        self.loops = _shared_loops(functions)
+        self.loops = shared_loops(self.program.kernels, functions, standing)
+        self.standing = standing
 
     # ---- addresses ----
 
@@ -111,16 +127,16 @@ class _Writer:
         """
         return f"""#if defined(__clang__)
 #define ALIGNED __attribute__((aligned({ALIGNMENT})))
-#define LAYER static __attribute__((noinline))
-#define GLUE static __attribute__((noinline, minsize))
+#define LAYER __attribute__((noinline))
+#define GLUE __attribute__((noinline, minsize))
 #elif defined(__GNUC__)
 #define ALIGNED __attribute__((aligned({ALIGNMENT})))
-#define LAYER static __attribute__((noinline, noclone))
-#define GLUE static __attribute__((noinline, noclone, optimize("Os")))
+#define LAYER __attribute__((noinline, noclone))
+#define GLUE __attribute__((noinline, noclone, optimize("Os")))
 #else
 #define ALIGNED _Alignas({ALIGNMENT})
-#define LAYER static
-#define GLUE static
+#define LAYER
+#define GLUE
 #endif
 """
 
@@ -170,12 +186,16 @@ class _Writer:
             lines.append(f"{kernel.multiply_adds} multiply-adds")
         lines += [text for text in (kernel.choice, f"generic loops: {kernel.why}" if kernel.why else "") if text]
         text = "/* " + "\n   ".join(map(comment, lines)) + " */\n"
-        kind = "GLUE" if kernel.is_glue or self.is_small else "LAYER"
+        kind = "static GLUE" if kernel.is_glue or self.is_small else "static LAYER"
         if kernel.name not in self.loops:
             return text + self.functions[kernel.name].text(kernel.name, kind)
         loops = self.loops[kernel.name]
         call = f"{kind} void {kernel.name}(void)\n{{\n    {loops}(" + self._arguments(kernel) + ");\n}\n"
         is_first = next(name for name, shared in self.loops.items() if shared == loops) == kernel.name
+        if (
+            kernel.name in self.standing
+        ):  # a compiler makes constants of the arguments of a static function with one call
+            kind = kind.removeprefix("static ")
         return (self.functions[kernel.name].text(loops, kind) + "\n" if is_first else "") + text + call
 
     def _arguments(self, kernel: Kernel) -> str:

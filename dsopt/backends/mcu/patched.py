@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 from dsopt.artifact import Artifact
 from dsopt.backends.mcu.budget import exceeded
+from dsopt.backends.mcu.chosen import build_chosen
 from dsopt.backends.mcu.emitter import Built, Emitter, Placed
 from dsopt.ir import Program
 from dsopt.passes.base import PassManager
@@ -100,11 +101,21 @@ class Patches:
         return min(found, key=lambda each: (each[1].least_bytes, each[0].products)) if found else None
 
     def build(self, choice: Choice) -> Way:
-        """Build a way whether it fits or not. Raises ToolchainError without a compiler."""
+        """Build a way whether it fits or not, with the usual kernels where many are. Raises ToolchainError without a compiler."""
         if choice not in self._built:
-            built = self._emitter.build(self._place(choice))
+            tries_many = self._emitter.options.optimize == "ram"
+            build = self._emitter.build if tries_many else partial(build_chosen, self._emitter)
+            built = build(self._place(choice))
             self._built[choice] = Way(choice, self.layer(choice), built)
         return self._built[choice]
+
+    def finished(self, way: Way) -> Way:
+        """Return a way with its kernels chosen, if it was built without, and still fits so."""
+        if self._emitter.options.optimize != "ram":
+            return way
+        built = build_chosen(self._emitter, self._place(way.choice))
+        over = exceeded(self._emitter.target, built.placement, built.rows, built.measured)
+        return way if over else replace(way, built=built)
 
     def is_cheap(self, choice: Choice) -> bool:
         """Return whether a way computes so little twice that it may be taken for RAM that is not needed."""

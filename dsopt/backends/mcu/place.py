@@ -9,7 +9,7 @@ from typing import Any
 from dsopt.backends.mcu.consumed import growing
 from dsopt.backends.mcu.line_buffers import with_line_buffers
 from dsopt.backends.tir.program import LoopProgram, Overlap
-from dsopt.passes.memory.arena import Plan, aligned
+from dsopt.passes.memory.arena import Plan, aligned, plan_arena
 from dsopt.passes.memory.liveness import Lifetime, Step, lifetimes
 from dsopt.passes.memory.order import find_order
 from dsopt.passes.memory.overlay import Overlay, least_arena_bytes, plan_overlays
@@ -72,6 +72,11 @@ def place(program: LoopProgram, reorder: bool = True) -> Placement:
     return other if other.plan.arena_bytes < given.plan.arena_bytes else given
 
 
+def place_apart(program: LoopProgram) -> Placement:
+    """Plan the arena for the kernels in their order, with no result over an operand: quickly, for what is run only to be measured."""
+    return _place(program, _Uses(program), over=False)
+
+
 class _Uses:
     """Which buffers of the arena hold values when, by the names of those that own the bytes."""
 
@@ -120,7 +125,7 @@ class _Uses:
         return Overlay(self._roots[each.output], self._roots[each.input], max(each.shift + further, 0), each.exact)
 
 
-def _place(program: LoopProgram, uses: _Uses) -> Placement:
+def _place(program: LoopProgram, uses: _Uses, over: bool = True) -> Placement:
     lives = uses.lives(program)
     states: dict[str, int] = {}
     top = 0
@@ -128,5 +133,5 @@ def _place(program: LoopProgram, uses: _Uses) -> Placement:
         states[state.buffer] = top
         top += aligned(program.buffers[state.buffer].size_bytes)
     weights = sum(b.size_bytes for b in program.buffers.values() if b.kind == "weight" and b.alias_of is None)
-    plan = plan_overlays(lives, uses.overlays(program))
+    plan = plan_overlays(lives, uses.overlays(program)) if over else plan_arena(lives, nodes=0)
     return Placement(program, plan, {life.name: life for life in lives}, states, top, weights)

@@ -155,7 +155,8 @@ class Toolchain:
             # Each layer stays the function that it was written as, under its name: not specialised for its one caller, not merged
             # with a layer that happens to be equal. And the loop of memcpy does not become a call of memcpy.
             return "-fno-ipa-cp", "-fno-ipa-sra", "-fno-ipa-icf", "-fno-tree-loop-distribute-patterns"
-        return ("-fno-sanitize=undefined", "-g0")
+        # Nor does what two layers have in common become a function: what a layer takes would depend on the others.
+        return ("-fno-sanitize=undefined", "-g0", "-mno-outline")
 
     def _core_flags(self, core: str) -> tuple[str, ...]:
         if self.name == "zig":

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import dsopt
+from dsopt.artifact import Artifact
+from dsopt.backends.base import EmitOptions
+from dsopt.backends.mcu.emitter import Emitter
 from dsopt.ir import Program
 from dsopt.ops.rounding import multiplier_and_shift
+from dsopt.target import McuTarget
 from tests.backends.tir.integer_modules import Apply, Settings, Weights, conv, integers, linear
 
 LOW, HIGH = Settings(1, x_zero=-128, y_zero=127), Settings(2, x_zero=127, y_zero=-128)
@@ -254,3 +258,9 @@ def program_of(cases: Mapping[str, Case], batch: int = 1) -> Program:
     """Return the cases as one program, with each sum in the store of its convolution."""
     program = dsopt.capture(Joined(cases).eval(), inputs_of(cases, 0, batch))
     return dsopt.PassManager(dsopt.parse_pipeline("fold-padding,fuse-residual")).run(program)[0]
+
+
+def usual(program: Program, target: McuTarget, options: EmitOptions | None = None) -> Artifact:
+    """Compile with the usual kernels: to try all ways to write so many layers takes long, and test_chosen.py does it for some."""
+    emitter = Emitter(target, options or EmitOptions())
+    return emitter.build(emitter.place(program)).artifact

@@ -10,12 +10,11 @@ import pytest
 from torch import Tensor, nn
 
 import dsopt
-from dsopt.backends.base import EmitOptions
-from dsopt.backends.mcu import McuBackend
 from dsopt.ir import Program
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
 from tests.backends.mcu.desk import DeskModel
+from tests.backends.mcu.kernel_cases import usual
 from tests.backends.tir.integer_cases import INTEGER_FAMILIES
 
 SMALL: dict[str, tuple[str, ...]] = {
@@ -69,7 +68,7 @@ def assert_equal(model: Joined, program: Program, got: list[np.ndarray]) -> None
 @pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "rv32imc", "rv32imafc"])
 def test_emulated_cores_give_the_bits_of_the_reference(core: str) -> None:
     model, program = joined()
-    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    artifact = usual(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20))
     names = [spec.name for spec in program.signature.inputs]
     outputs = open_executor(artifact).run(dict(zip(names, (x.numpy() for x in model.inputs), strict=True)))
     assert_equal(model, program, [outputs[spec.name] for spec in program.signature.outputs])

@@ -11,14 +11,14 @@ import torch
 
 from dsopt.artifact import Artifact
 from dsopt.backends.base import EmitOptions
-from dsopt.backends.mcu import McuBackend, generate, toolchain
+from dsopt.backends.mcu import generate, toolchain
 from dsopt.backends.mcu.kernels import special_lowerings
 from dsopt.backends.tir.lower import lower
 from dsopt.backends.tir.program import LoopProgram
 from dsopt.ir import Program
 from dsopt.runtime.simulated import open_executor
 from dsopt.target import McuTarget
-from tests.backends.mcu.kernel_cases import BATCHED, BEYOND, CASES, inputs_of, program_of, random_cases
+from tests.backends.mcu.kernel_cases import BATCHED, BEYOND, CASES, inputs_of, program_of, random_cases, usual
 from tests.backends.tir.host_runner import run_on_host
 from tests.simulate.images import needs_gcc, needs_qemu
 
@@ -50,7 +50,7 @@ def emitted(program: Program) -> Callable[[str, str], Artifact]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(toolchain.VARIABLE, compiler)
                 target = McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20)
-                known[core, compiler] = McuBackend().emit(program, target, EmitOptions())
+                known[core, compiler] = usual(program, target)
         return known[core, compiler]
 
     return emit
@@ -97,7 +97,7 @@ def test_portable_bodies_of_random_layers_give_the_bits_of_the_reference(core: s
 def test_random_layers_give_the_bits_of_the_reference_on_emulated_cores(core: str, simulator: str) -> None:
     cases = random_cases(100, 40)
     program, inputs = program_of(cases), inputs_of(cases, 1)
-    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    artifact = usual(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20))
     got, _ = results(artifact, program, inputs, simulator)
     wanted = [value.numpy() for value in program.run(*inputs)]
     assert [name for name, one, want in zip(cases, got, wanted, strict=True) if not np.array_equal(one, want)] == []
@@ -122,7 +122,7 @@ def test_portable_bodies_take_several_images(core: str, tmp_path: Path) -> None:
 )
 def test_several_images_run_in_fast_kernels_with_the_bits_of_the_reference(core: str, simulator: str) -> None:
     program, inputs = program_of(BATCHED, 3), inputs_of(BATCHED, 0, 3)
-    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    artifact = usual(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20))
     got, _ = results(artifact, program, inputs, simulator)
     wanted = [value.numpy() for value in program.run(*inputs)]
     assert [name for name, one, want in zip(BATCHED, got, wanted, strict=True) if not np.array_equal(one, want)] == []
@@ -156,20 +156,20 @@ def test_kernels_made_for_speed_or_flash_give_the_same_bits(
     program: Program, emitted: Callable[[str, str], Artifact], core: str, simulator: str, style: str
 ) -> None:
     target = McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20)
-    artifact = McuBackend().emit(program, target, EmitOptions(optimize=style))
+    artifact = usual(program, target, EmitOptions(optimize=style))
     inputs = inputs_of(CASES, 0)
     got, count = results(artifact, program, inputs, simulator)
     assert wrong(program, got, inputs) == []
-    usual = emitted(core, "zig")
-    _, usual_count = results(usual, program, inputs, simulator)
-    less = artifact.manifest["memory"]["flash_bytes"] < usual.manifest["memory"]["flash_bytes"]
+    balanced = emitted(core, "zig")
+    _, usual_count = results(balanced, program, inputs, simulator)
+    less = artifact.manifest["memory"]["flash_bytes"] < balanced.manifest["memory"]["flash_bytes"]
     assert (less, count > usual_count) == (style == "flash", style == "flash")
 
 
 @pytest.mark.mcu
 def test_shifts_beyond_what_kernels_take_fall_back_to_generic_loops() -> None:
     program, inputs = program_of(BEYOND), inputs_of(BEYOND, 0)
-    artifact = McuBackend().emit(program, McuTarget("cortex-m4"), EmitOptions())
+    artifact = usual(program, McuTarget("cortex-m4"))
     got, _ = results(artifact, program, inputs, "unicorn")
     for one, want in zip(got, program.run(*inputs), strict=True):
         np.testing.assert_array_equal(one, want.numpy())
@@ -217,7 +217,7 @@ def test_a_wrong_rounding_is_found(
     monkeypatch.setattr(generate, "kernels_header", altered)
     cases = {name: CASES[name] for name in ALL[::4]}
     program, inputs = program_of(cases), inputs_of(cases, 0)
-    artifact = McuBackend().emit(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20), EmitOptions())
+    artifact = usual(program, McuTarget(core, ram_bytes=1 << 20, flash_bytes=2 << 20))
     got, _ = results(artifact, program, inputs, simulator)
     wanted = [value.numpy() for value in program.run(*inputs)]
     assert sum(not np.array_equal(one, want) for one, want in zip(got, wanted, strict=True)) > len(cases) // 2

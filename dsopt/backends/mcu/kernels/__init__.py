@@ -14,9 +14,10 @@ from dsopt.backends.mcu.kernels.helium.copy import COPY
 from dsopt.backends.mcu.kernels.linear import linear
 from dsopt.backends.mcu.kernels.matmul import matmul
 from dsopt.backends.mcu.kernels.pooling import average_pool, max_pool
-from dsopt.backends.mcu.kernels.style import STYLES
+from dsopt.backends.mcu.kernels.style import styles_for
+from dsopt.backends.mcu.kernels.ways import Ways
 from dsopt.backends.tir.program import Buffer
-from dsopt.backends.tir.registry import Context, Lowering, UnsuitedError
+from dsopt.backends.tir.registry import LOWERINGS, Context, Lowering, UnsuitedError
 from dsopt.target import CORES, McuTarget
 
 _ELEMENTWISE = {"q_add": 2, "q_mul": 2, "q_rescale": 1, "q_lookup": 1, "quantize": 1, "dequantize": 1}
@@ -58,20 +59,31 @@ _VECTORS: Mapping[str, _Styled] = {
 """Lowerings over vectors of 16 bytes, for cores with MVE."""
 
 
-def special_lowerings(target: McuTarget, optimize: str = "balanced") -> Mapping[str, Lowering]:
-    """Return the lowerings that are tried before the generic ones for a core. optimize: the name of a style."""
-    style = STYLES[optimize]
+def special_lowerings(
+    target: McuTarget, optimize: str = "balanced", ways: Ways | None = None
+) -> Mapping[str, Lowering]:
+    """Return the lowerings that are tried before the generic ones for a core.
+
+    optimize: the name of a style.  ways: which of the ways of a layer are taken; without, the first of each, that of the style.
+    """
+    ways = ways or Ways({})
     copy = COPY if CORES[target.core].has_mve else COPY_WORDS
     moves: dict[str, Lowering] = {"aten.cat.default": partial(joined, copy), "aten.slice.Tensor": partial(sliced, copy)}
-    pairs: dict[str, Lowering] = {name: partial(lower, style) for name, lower in _PAIRS.items()}
-    if not CORES[target.core].has_mve:
-        return {**_ALWAYS, **moves, **pairs}
-    return {
-        **_ALWAYS,
-        **moves,
-        **pairs,
-        **{name: _first(partial(lower, style), pairs[name]) for name, lower in _VECTORS.items()},
-    }
+    return {**_ALWAYS, **moves, **{name: ways.lowering(each) for name, each in _ways_of(target, optimize).items()}}
+
+
+def _ways_of(target: McuTarget, optimize: str) -> dict[str, list[Lowering]]:
+    """Return, by operator, how a core may run it, in the usual way of a style first."""
+    core = CORES[target.core]
+    styles = styles_for(optimize, core.has_dsp)
+    found: dict[str, list[Lowering]] = {name: [partial(way, s) for s in styles] for name, way in _PAIRS.items()}
+    if not core.has_dsp:
+        return {name: [*each, _generic(name)] for name, each in found.items()}
+    if core.has_mve:
+        for name, way in _VECTORS.items():
+            vectors: list[Lowering] = [partial(way, style) for style in styles]
+            found[name] = [_first(vectors[0], found[name][0]), *vectors[1:], found[name][0]]
+    return found
 
 
 def _first(better: Lowering, other: Lowering) -> Lowering:
@@ -82,5 +94,16 @@ def _first(better: Lowering, other: Lowering) -> Lowering:
             return better(context, *arguments)
         except UnsuitedError:
             return other(context, *arguments)
+
+    return lower
+
+
+def _generic(operator: str) -> Lowering:
+    """Return the loops that any core runs, for operands in the order of their shape."""
+
+    def lower(context: Context, *arguments: Any) -> Any:
+        if any(isinstance(each, Buffer) and each.channels_last for each in arguments):
+            raise UnsuitedError("its operand is an image")
+        return LOWERINGS[operator](context, *arguments)
 
     return lower

@@ -15,7 +15,7 @@ from dsopt.backends.mcu.kernels.channels_last import with_channels_last
 from dsopt.backends.mcu.kernels.depthwise import FILL_PLANE, Planes, channel_kernel, depthwise_stream, plane_kernel
 from dsopt.backends.mcu.kernels.gather import FILL, gather_kernel, pixels_kernel, quad_order, window_kernel
 from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
-from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, matrix_stream, padded
+from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, matrix_stream, padded, turn_of
 from dsopt.backends.mcu.kernels.stream import Array
 from dsopt.backends.mcu.kernels.style import Style
 from dsopt.backends.tir.builder import KernelBuilder
@@ -71,7 +71,8 @@ def matrix_convolution(style: Style, context: Context, x: Buffer, found: Convolu
     ]
     groups = -(-g.pixels // PIXELS)
     with context.kernel(multiply_adds=g.batch * g.pixels * g.N * len(order)) as k:
-        k.choice = f"matrix: {PIXELS} pixels x 2 channels, columns " + ("by rows" if by_rows else "by windows")
+        k.choice = f"matrix: {PIXELS} pixels x 2 channels in turns of {turn_of(K, style)}, columns "
+        k.choice += "by rows" if by_rows else "by windows"
         k.is_glue = by_rows and style.small_loops
         k.use(SUPPORT)
         is_one = by_rows and g.is_pointwise

@@ -38,9 +38,15 @@ def widen_kernel(quads: int) -> MicroKernel:
 def dense_kernel(K: int, N: int, store: Store, bits: int = 8, style: Style = BALANCED) -> MicroKernel:
     """Return the function for K inputs and N channels, both multiples of 4; with weights of 4 bits, K is one of 8."""
     store = store if bits == 8 else replace(store, lift=0)  # its sums are 16 times as large anyway
-    name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
+    name = f"dsopt_dense{'' if bits == 8 else bits}_{K}x{N}_by{turn_of(K, bits, style)}_{store.tag}"
     parameters = f"const int16_t *wide, const int32_t *stream, {store.dtype}_t *y"
     return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits, style))
+
+
+def turn_of(K: int, bits: int = 8, style: Style = BALANCED) -> int:
+    """Return how many words of weights of a channel one turn of the inner loop takes: a divisor of all of K inputs."""
+    words = K // (32 // bits)
+    return next(turn for turn in (bits // 2, 3, 2, 1) if words % turn == 0 and turn <= style.longest_turn)
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
@@ -97,8 +103,6 @@ def _step(bits: int, half: int) -> list[str]:
 def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str]:
     """r0: inputs, r1: stream; the stack holds the inputs, their end, y, and its end."""
     halves = 8 // bits
-    groups = K // (4 * halves)
-    turn = next(turn for turn in (4 // halves, 3, 2, 1) if groups % turn == 0 and turn <= style.longest_turn)
     step = [line for half in range(halves) for line in _step(bits, half)]
     lines = [
         "push {r4-r11, lr}",
@@ -113,7 +117,7 @@ def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str
         "ldrd r0, lr, [sp]",
         "ldmia r1!, {r2-r5}",
         "1:",
-        *step * turn,
+        *step * turn_of(K, bits, style),
         "cmp r0, lr",
         "bne 1b",
         "ldmia r1!, {r6-r9}",

@@ -11,7 +11,7 @@ import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import SUPPORT
 from dsopt.backends.mcu.kernels.convolution import matrix_convolution
-from dsopt.backends.mcu.kernels.dense import CHANNELS, dense_kernel, dense_stream, widen_kernel
+from dsopt.backends.mcu.kernels.dense import CHANNELS, dense_kernel, dense_stream, turn_of, widen_kernel
 from dsopt.backends.mcu.kernels.image import Convolution, Image
 from dsopt.backends.mcu.kernels.matrix import PIXELS
 from dsopt.backends.mcu.kernels.store import Store
@@ -73,7 +73,7 @@ def _dense(style: Style, context: Context, x: Buffer, M: int, layer: Weights, st
     stage = context.temp("stage", (wide_N,), store.dtype) if wide_N != N else None
     result = context.result()
     with context.kernel(multiply_adds=M * N * K) as k:
-        k.choice = "dense: 4 channels at a time"
+        k.choice = f"dense: 4 channels at a time in turns of {turn_of(wide_K, layer.bits, style)}"
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (M, K)), k.read("stream", stream)

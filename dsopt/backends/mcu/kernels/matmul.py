@@ -12,7 +12,7 @@ import numpy as np
 
 from dsopt.backends.mcu.kernels.assembly import SUPPORT, micro_kernel
 from dsopt.backends.mcu.kernels.gather import pixels_kernel
-from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, padded
+from dsopt.backends.mcu.kernels.matrix import PIXELS, matrix_kernel, padded, turn_of
 from dsopt.backends.mcu.kernels.store import Store
 from dsopt.backends.mcu.kernels.stream import lift_of, packed_scale
 from dsopt.backends.mcu.kernels.style import Style
@@ -49,7 +49,8 @@ def matmul(
     stage = context.temp("stage", (PIXELS, wide_N), store.dtype) if M % PIXELS or N % 2 else None
     result = context.result()
     with context.kernel(multiply_adds=batch * M * K * N) as k:
-        k.choice = f"matrix: {PIXELS} rows x 2 columns, the second operand reordered"
+        turn = turn_of(width, style)
+        k.choice = f"matrix: {PIXELS} rows x 2 columns in turns of {turn}, the second operand reordered"
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         left, right = k.read("a", a, (batch, M, K)), k.read("b", b, (batch, K, N))

@@ -37,7 +37,7 @@ def matrix_kernel(
         )
     assert padded(K, style) == K
     assert N % 2 == 0
-    name = f"dsopt_matrix{'' if bits == 8 else bits}_{K}x{N}_{store.tag}"
+    name = f"dsopt_matrix{'' if bits == 8 else bits}_{K}x{N}_by{turn_of(K, style)}_{store.tag}"
     if addition is None:
         parameters = f"const int16_t *columns, const int32_t *stream, {store.dtype}_t *y"
     else:
@@ -55,8 +55,13 @@ def padded(K: int, style: Style = BALANCED) -> int:
     return 2 * -(-pairs // turn) * turn
 
 
+def turn_of(K: int, style: Style = BALANCED) -> int:
+    """Return how many pairs of K inputs, a number of `padded`, one turn of the inner loop takes."""
+    return _turn(K // 2, style)
+
+
 def _turn(pairs: int, style: Style) -> int:
-    """Return how many pairs of inputs one turn of the inner loop takes: the fewest that are about as fast as any."""
+    """Return the fewest pairs that are about as fast as any, by the number of instructions of the loop."""
     turns = range(2, style.longest_turn + 2, 2)
     cost = {turn: -(-pairs // turn) * (len(_STEP) * turn + 3) for turn in turns}
     return min(
@@ -136,7 +141,7 @@ def _steps(turn: int, bits: int) -> list[str]:
 
 def _assembly(K: int, N: int, store: Store, addition: Addition | None, bits: int, style: Style) -> list[str]:
     """The stack holds: columns, their end, y, the end of y, residual less y, and the stream while r1 is needed."""
-    turn = _turn(K // 2, style)
+    turn = turn_of(K, style)
     size, put = (1, "strb") if store.bits == 8 else (2, "strh")
     frame = 24 if addition else 16
     lines = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,22 @@ STYLES = {
 """Name -> style. "ram" differs from "balanced" in the plan of memory, not in kernels."""
 
 BALANCED = STYLES["balanced"]
+_SHORTEST_TURN = 2
+
+
+def styles_for(optimize: str, has_dsp: bool) -> list[Style]:
+    """Return the styles in which a layer may be written, that of `optimize` first.
+
+    has_dsp: of the core; without it, portable bodies run, for which loops of pairs have no turns, and inputs that fill them up are
+    of no use. Code that is made for flash has small loops everywhere.
+    """
+    first, speed = STYLES[optimize], STYLES["speed"]
+    found = [first, *STYLES.values(), replace(speed, small_loops=True), replace(BALANCED, small_loops=False)]
+    if not has_dsp:
+        found = [replace(style, longest_turn=_SHORTEST_TURN) for style in found]
+    if optimize == "flash":
+        found = [replace(style, small_loops=True) for style in found]
+    distinct: dict[Style, Style] = {}
+    for style in found:
+        distinct.setdefault(replace(style, name=""), style)
+    return list(distinct.values())

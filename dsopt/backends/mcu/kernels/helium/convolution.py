@@ -13,10 +13,11 @@ from dsopt.backends.mcu.kernels.assembly import SUPPORT
 from dsopt.backends.mcu.kernels.channels_last import with_channels_last
 from dsopt.backends.mcu.kernels.convolution import each_image, is_first, lies_over_itself
 from dsopt.backends.mcu.kernels.helium.copy import COPY, FILL, FILL_COLUMNS, blocks_kernel, spread_kernel
-from dsopt.backends.mcu.kernels.helium.dense import dense_kernel, dense_stream
+from dsopt.backends.mcu.kernels.helium.dense import dense_kernel, dense_stream, turn_of
 from dsopt.backends.mcu.kernels.helium.depthwise import channel_kernel, depthwise_stream, lines_kernel, lines_of
 from dsopt.backends.mcu.kernels.helium.lanes import BYTES, LANES
-from dsopt.backends.mcu.kernels.helium.matrix import INSTRUCTIONS, PIXELS, Runs, conv_kernel, conv_stream
+from dsopt.backends.mcu.kernels.helium.matrix import INSTRUCTIONS, PIXELS, Runs, conv_kernel, conv_stream, is_straight
+from dsopt.backends.mcu.kernels.helium.matrix import turn_of as vector_turn
 from dsopt.backends.mcu.kernels.image import Convolution, Image, read_convolution, read_sum
 from dsopt.backends.mcu.kernels.linear import by_pixels, read_linear
 from dsopt.backends.mcu.kernels.store import Store
@@ -98,7 +99,10 @@ def _matrix(style: Style, context: Context, x: Buffer, found: Convolution) -> Bu
     residual = None if residual is None else with_channels_last(context, residual)
     stage = context.temp("stage", (PIXELS, N), "int8") if N != g.N else None
     with context.kernel(multiply_adds=g.batch * g.pixels * g.N * g.C * math.prod(g.kernel)) as k:
-        k.choice = f"vectors: {PIXELS} pixels x 4 channels" + (", rows copied" if copied else "")
+        k.choice = f"vectors: {' and '.join(str(most) for most, *_ in groups)} pixels x 4 channels"
+        if not is_straight(runs, style):
+            k.choice += f" in turns of {vector_turn(runs, layer.bits, style)}"
+        k.choice += ", rows copied" if copied else ""
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (x.elements,)), k.read("stream", stream)
@@ -220,7 +224,7 @@ def _dense(style: Style, context: Context, x: Buffer, layer: Weights, store: Sto
     stage = context.temp("stage", (N,), "int8") if real_N != N else None
     result = context.result()
     with context.kernel(multiply_adds=M * real_N * K) as k:
-        k.choice = "vectors: 4 channels"
+        k.choice = f"vectors: 4 channels in turns of {turn_of(K, layer.bits, style)}"
         k.is_glue = style.small_loops
         k.use(SUPPORT)
         source, words = k.read("x", x, (M, K)), k.read("stream", stream)

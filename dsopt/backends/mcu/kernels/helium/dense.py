@@ -21,9 +21,21 @@ _WIDEST_TURN = 4
 def dense_kernel(K: int, N: int, store: Store, bits: int = 8, style: Style = BALANCED) -> MicroKernel:
     """Return the function for one vector of K inputs, and N channels, a multiple of 4."""
     assert N % LANES == 0
-    name = f"dsopt_vector{'' if bits == 8 else '_nibbles'}_{K}x{N}_{store.tag}"
+    name = f"dsopt_vector{'' if bits == 8 else '_nibbles'}_{K}x{N}_by{turn_of(K, bits, style)}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y"
     return micro_kernel(name, parameters, _portable(K, N, store, bits), _assembly(K, N, store, bits, style), MVE)
+
+
+def turn_of(K: int, bits: int = 8, style: Style = BALANCED) -> int:
+    """Return how many vectors of K inputs one turn of the inner loop takes."""
+    looped, turns = _looped(K, bits), range(min(_WIDEST_TURN, style.longest_turn), 0, -1)
+    return next(turn for turn in turns if looped % turn == 0 and turn * bits % 8 == 0) if looped else 1
+
+
+def _looped(K: int, bits: int) -> int:
+    """Return how many vectors of K inputs are read in a loop."""
+    whole = K // BYTES
+    return whole if bits == 8 else whole // 2 * 2
 
 
 def dense_stream(weights: Array, layer: Weights) -> Array:
@@ -56,16 +68,7 @@ def _portable(K: int, N: int, store: Store, bits: int) -> str:
 def _assembly(K: int, N: int, store: Store, bits: int, style: Style) -> list[str]:
     """r1: inputs, r3: stream, r5: results, r7: the first input, r9: the end of the results."""
     whole, tail = divmod(K, BYTES)
-    looped = whole if bits == 8 else whole // 2 * 2
-    turn = (
-        next(
-            turn
-            for turn in range(min(_WIDEST_TURN, style.longest_turn), 0, -1)
-            if looped % turn == 0 and turn * bits % 8 == 0
-        )
-        if looped
-        else 1
-    )
+    looped, turn = _looped(K, bits), turn_of(K, bits, style)
     body = [line for number in range(turn) for line in _step("", bits, number)]
     lines = [
         "push {r4-r9, lr}",

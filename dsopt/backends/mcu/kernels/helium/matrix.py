@@ -74,12 +74,12 @@ def conv_kernel(
     """Return the function for up to `most` pixels, 2 or 3. N: channels, a multiple of 4, and the distance of results."""
     if max(N, runs.step, abs(runs.pitch - runs.steps * BYTES)) > MOST_DISTANCE:
         raise UnsuitedError(f"its rows or pixels are more than {MOST_DISTANCE} bytes apart")
-    if bits == 4 and runs.vectors > style.straight_steps and (runs.rows > 1 or runs.tail or runs.steps % 2):
+    if bits == 4 and not is_straight(runs, style) and (runs.rows > 1 or runs.tail or runs.steps % 2):
         raise UnsuitedError("its weights of 4 bits are not read in pairs of vectors")
     assert N % LANES == 0
     kind = f"dsopt_conv{most}{'' if bits == 8 else '_nibbles'}"
     place = f"{runs.rows}x{runs.length}_{runs.pitch}_{runs.step}{'' if runs.is_open else '_exact'}"
-    name = f"{kind}_{place}_{N}_{store.tag}"
+    name = f"{kind}_{place}_{N}_{'straight' if is_straight(runs, style) else f'by{turn_of(runs, bits, style)}'}_{store.tag}"
     parameters = "const int8_t *x, const int32_t *stream, int8_t *y, int32_t pixels"
     if addition is not None:
         name += f"_add_{addition.tag}"
@@ -172,7 +172,7 @@ def _assembly(
         f"movw lr, #{N // LANES}",
         "2:",
     ]
-    is_unrolled = runs.vectors <= style.straight_steps
+    is_unrolled = is_straight(runs, style)
     if not is_unrolled:
         lines += ["str lr, [sp, #12]"]
     results = ("q5", "q6", "q7")[:most]
@@ -187,10 +187,15 @@ def _assembly(
     return [*lines, "add sp, #24", "vpop {d8-d15}", "pop {r4-r11, pc}"]
 
 
+def is_straight(runs: Runs, style: Style) -> bool:
+    """Return whether all steps of a pixel are written one behind the other, without a loop."""
+    return runs.vectors <= style.straight_steps
+
+
 def _offsets(runs: Runs, style: Style) -> bool:
     """Return whether all inputs of a pixel are within reach of one address, which is then `_middle` behind the first."""
     last = (runs.rows - 1) * runs.pitch + (runs.steps - 1) * BYTES
-    return runs.vectors <= style.straight_steps and last <= 2 * MOST_OFFSET
+    return is_straight(runs, style) and last <= 2 * MOST_OFFSET
 
 
 def _middle(runs: Runs) -> int:
@@ -206,7 +211,7 @@ def _pass(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
             row, step = divmod(number, runs.steps)
             lines += _step(runs, most, bits, number, row * runs.pitch + step * BYTES - _middle(runs))
         return lines
-    forward, is_unrolled = runs.pitch - runs.steps * BYTES, runs.vectors <= style.straight_steps
+    forward, is_unrolled = runs.pitch - runs.steps * BYTES, is_straight(runs, style)
     if not is_unrolled:
         lines += [f"mov {register}, #0" for sums in _SUMS for register in sums[:most]]
     for row in range(runs.rows):
@@ -221,11 +226,20 @@ def _pass(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
     return [*lines, "ldrd r9, r11, [sp]", *(["ldr r12, [sp, #8]"] if most > 2 else [])]
 
 
+def _whole(runs: Runs) -> int:
+    """Return the vectors of a run that are read whole."""
+    return runs.steps - 1 if runs.tail else runs.steps
+
+
+def turn_of(runs: Runs, bits: int, style: Style) -> int:
+    """Return how many vectors one turn of the loop over a run takes."""
+    whole, widest = _whole(runs), min(_WIDEST_TURN if runs.rows == 1 else 2, style.longest_turn)
+    return next(turn for turn in range(widest, 0, -1) if whole % turn == 0 and turn * bits % 8 == 0) if whole else 1
+
+
 def _loop(runs: Runs, most: int, bits: int, style: Style) -> list[str]:
     """Return the instructions for one run."""
-    whole = runs.steps - 1 if runs.tail else runs.steps
-    widest = min(_WIDEST_TURN if runs.rows == 1 else 2, style.longest_turn)
-    turn = next(turn for turn in range(widest, 0, -1) if whole % turn == 0 and turn * bits % 8 == 0) if whole else 1
+    whole, turn = _whole(runs), turn_of(runs, bits, style)
     body = [line for number in range(turn) for line in _step(runs, most, bits, number, None, False)]
     lines = [f"movw lr, #{whole // turn}", "1:", *body, "le lr, 1b"] if whole > turn else body if whole else []
     return lines + (_step(runs, most, bits, runs.steps - 1, None, False) if runs.tail else [])
