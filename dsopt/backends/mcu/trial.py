@@ -32,6 +32,10 @@ from dsopt.simulate import choose_simulator
 from dsopt.target import McuTarget
 
 
+_MOST_LAYERS = 400
+"""Each is lowered in all of its ways: of large networks in many strips, that would be thousands."""
+
+
 @dataclass(frozen=True)
 class Tried:
     """Layers, by their numbers, that differ in weights only, and what each way takes in all of them together.
@@ -60,6 +64,8 @@ class Trial:
 
 def try_ways(placed: Placed, target: McuTarget, options: EmitOptions) -> Trial:
     """Measure all ways of all layers of a program. placed: with the usual ways."""
+    if len(placed.layers) > _MOST_LAYERS:
+        return Trial(why_not=f"{len(placed.layers)} layers and parts of layers are more than are tried")
     ways = Ways()
     loops = lower(placed.program, special_lowerings(target, options.optimize, ways), options.integer_ports)
     groups = _groups(loops, ways.layers)
