@@ -31,7 +31,6 @@ from dsopt.errors import DsoptError
 from dsopt.simulate import choose_simulator
 from dsopt.target import McuTarget
 
-
 _MOST_LAYERS = 400
 """Each is lowered in all of its ways: of large networks in many strips, that would be thousands."""
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dsopt.backends.tir.ops.broadcast import collapse
 from dsopt.backends.tir.ops.matmul import _parse_einsum
-from dsopt.backends.tir.ops.relayout import _merge, contiguous_strides
+from dsopt.backends.tir.ops.relayout import contiguous_strides, merged
 from dsopt.backends.tir.registry import Layout, normalize_dim
 
 
@@ -53,7 +53,7 @@ def views(draw: st.DrawFn) -> np.ndarray:  # type: ignore[type-arg]
 @given(views())
 def test_merged_strides_walk_through_the_same_elements(view: np.ndarray) -> None:  # type: ignore[type-arg]
     strides = tuple(stride // 8 for stride in view.strides)
-    extents, steps = _merge(view.shape, strides)
+    extents, steps = merged(view.shape, strides)
     places = sum(np.arange(extent).reshape((-1,) + (1,) * (len(extents) - n - 1)) * step
                  for n, (extent, step) in enumerate(zip(extents, steps, strict=True)))  # fmt: skip
     offset = int(view.flat[0])
