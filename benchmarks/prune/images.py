@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from benchmarks.prune.image_nets import NETWORKS, SIDE, captured, width_of_size
 from dsopt import PassManager, Program, parse_pipeline
 from dsopt.runtime import Session
 from dsopt.train import distill, qat, taught_loss
+from dsopt.train.optimizers import OptimizerFactory
 
 INT8_RATIO = 0.6
 """The share at which the pruned network is rounded, too, and its shape trained from scratch."""
@@ -195,7 +197,7 @@ class Trainings:
     def _on_labels(self, job: Job, make: Callable[[], Program], sides: Sequence[int]) -> Program:
         def train(checkpoint: Path | None) -> Program:
             return distill(
-                make(), None, Batches(self.images, sides, job.seed), epochs=len(sides), learning_rate=5e-3, weight_decay=1e-2,
+                make(), None, Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(0.2), weight_decay=5e-4,
                 labels=1.0, logits=0.0, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
@@ -207,8 +209,8 @@ class Trainings:
         def train(checkpoint: Path | None) -> Program:
             narrow, _ = PassManager(parse_pipeline(f"prune{{ratio={job.ratio}}}")).run(whole)
             return distill(
-                narrow, _folded(whole), Batches(self.images, sides, job.seed), epochs=len(sides), learning_rate=3e-3,
-                weight_decay=1e-2, labels=0.5, logits=0.5, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
+                narrow, _folded(whole), Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(0.1),
+                weight_decay=5e-4, labels=0.5, logits=0.5, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
         return kept(self.folder, job.stem, train)
@@ -225,6 +227,10 @@ class Trainings:
             ).program  # fmt: skip
 
         return kept(self.folder, job.stem, train)
+
+
+def _sgd(learning_rate: float) -> OptimizerFactory:
+    return partial(torch.optim.SGD, lr=learning_rate, momentum=0.9, nesterov=True)
 
 
 def _folded(teacher: Program) -> Program:
