@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,6 @@ from benchmarks.prune.image_nets import NETWORKS, SIDE, captured, width_of_size
 from dsopt import PassManager, Program, parse_pipeline
 from dsopt.runtime import Session
 from dsopt.train import distill, qat, taught_loss
-from dsopt.train.optimizers import OptimizerFactory
 
 INT8_RATIO = 0.6
 """The share at which the pruned network is rounded, too, and its shape trained from scratch."""
@@ -44,12 +44,16 @@ class Plan:
     """What is trained, and how long.
 
     sides, further_sides: of the images in each epoch of the float network, and of the pruned one.  int8_share: of an epoch, with
-    quantisation.  frontier_seeds: how many of the seeds get ratios beside INT8_RATIO.  images: to train on and to judge on, None for all.
+    quantisation.  rate: of SGD with momentum; int8_rate: of AdamW.  frontier_seeds: how many of the seeds get ratios beside INT8_RATIO.
+    images: to train on and to judge on, None for all.
     """
 
     sides: Sequence[int] = (16, 16, 16, 16, 16, 24, 32)
     further_sides: Sequence[int] = (24, 32)
     int8_share: float = 0.3
+    rate: float = 0.2
+    further_rate: float = 0.1
+    int8_rate: float = 5e-4
     seeds: int = 5
     frontier_seeds: int = 1
     images: int | None = None
@@ -57,7 +61,7 @@ class Plan:
     networks: Sequence[str] = tuple(NETWORKS)
 
 
-QUICK = Plan((16, 32), (32,), 1.0, 1, 1, 512, (INT8_RATIO,), ("resnet8",))
+QUICK = Plan((16, 32), (32,), 1.0, seeds=1, images=512, ratios=(INT8_RATIO,), networks=("resnet8",))
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,21 @@ def image_rows(assets: Path, plan: Plan, work: Path | None, hours: float | None 
     return summary(done), done
 
 
-def summary(trainings: Iterable[Row]) -> list[Row]:
+def summary(trainings: Sequence[Row]) -> list[Row]:
     """Return a row for each network, method and ratio: the mean over its seeds."""
     found: dict[tuple[str, str, float], list[Row]] = {}
     for training in trainings:
         found.setdefault((training["network"], training["method"], training["ratio"]), []).append(training)
-    whole = {(each["network"], each["seed"]): each for (_, method, _), own in found.items() if method == "float" for each in own}
+    whole = {(each["network"], each["seed"]): each["accuracy"] for each in trainings if each["method"] == "float"}
     rows: list[Row] = []
     for network, method, ratio in sorted(found, key=lambda key: list(NETWORKS).index(key[0])):
         own = found[network, method, ratio]
         values = np.array([each["accuracy"] for each in own])
-        drops = [whole[network, each["seed"]]["accuracy"] - each["accuracy"] for each in own]
+        drops = [whole[network, each["seed"]] - each["accuracy"] for each in own]
         rows.append({
-            "network": network, "method": method, "ratio": ratio, "parameters": round(np.mean([each["parameters"] for each in own])),
-            "accuracy": float(values.mean()), "spread": float(values.std()), "drop": float(np.mean(drops)), "seeds": len(own),
+            "network": network, "method": method, "ratio": ratio,
+            "parameters": round(np.mean([each["parameters"] for each in own])), "accuracy": float(values.mean()),
+            "spread": float(values.std()), "drop": float(np.mean(drops)), "seeds": len(own),
         })  # fmt: skip
     return rows
 
@@ -174,7 +179,8 @@ class Trainings:
         if job not in self._programs:
             progress(job.stem)
             train = {
-                "float": self._float, "pruned": self._pruned, "int8": self._int8, "scratch": self._scratch, "uniform": self._uniform,
+                "float": self._float, "pruned": self._pruned, "int8": self._int8, "scratch": self._scratch,
+                "uniform": self._uniform,
             }[job.method]  # fmt: skip
             self._programs[job] = train(job)
         return self._programs[job]
@@ -197,8 +203,8 @@ class Trainings:
     def _on_labels(self, job: Job, make: Callable[[], Program], sides: Sequence[int]) -> Program:
         def train(checkpoint: Path | None) -> Program:
             return distill(
-                make(), None, Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(0.2), weight_decay=5e-4,
-                labels=1.0, logits=0.0, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
+                make(), None, Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(self.plan.rate),
+                weight_decay=5e-4, labels=1.0, logits=0.0, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
         return kept(self.folder, job.stem, train)
@@ -208,9 +214,10 @@ class Trainings:
 
         def train(checkpoint: Path | None) -> Program:
             narrow, _ = PassManager(parse_pipeline(f"prune{{ratio={job.ratio}}}")).run(whole)
+            loader, optimizer = Batches(self.images, sides, job.seed), _sgd(self.plan.further_rate)
             return distill(
-                narrow, _folded(whole), Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(0.1),
-                weight_decay=5e-4, labels=0.5, logits=0.5, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
+                narrow, _folded(whole), loader, epochs=len(sides), optimizer=optimizer, weight_decay=5e-4, labels=0.5,
+                logits=0.5, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
         return kept(self.folder, job.stem, train)
@@ -221,15 +228,16 @@ class Trainings:
         loss = taught_loss(narrow.signature.output_tree, labels=0.5, logits=0.5, loss=cross_entropy)
 
         def train(checkpoint: Path | None) -> Program:
+            loader = Batches(self.images, (SIDE,), job.seed, self.plan.int8_share)
             return qat(
-                narrow, Batches(self.images, (SIDE,), job.seed, self.plan.int8_share), loss, epochs=1, learning_rate=5e-4,
-                teacher=_folded(whole), checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
+                narrow, loader, loss, epochs=1, learning_rate=self.plan.int8_rate, teacher=_folded(whole),
+                checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
         return kept(self.folder, job.stem, train)
 
 
-def _sgd(learning_rate: float) -> OptimizerFactory:
+def _sgd(learning_rate: float) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     return partial(torch.optim.SGD, lr=learning_rate, momentum=0.9, nesterov=True)
 
 
