@@ -44,8 +44,8 @@ def _some(x: Tensor, y: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
 class Batches:
     """A loader for training. sides: of the images in pixels, epoch by epoch; share: of the images that an epoch takes.
 
-    Networks that pool over the whole image learn most from small ones, at a fraction of the cost (Touvron et al. 2019, "Fixing the
-    train-test resolution discrepancy"), so long as the last epoch has the images as they are.
+    A network that pools over the whole image can learn from small ones at a fraction of the cost, so long as the last
+    epoch has the images as they are: what it sees decides the sizes at which it is right (Touvron et al. 2019).
     """
 
     def __init__(self, images: Images, sides: Sequence[int], seed: int, share: float = 1.0) -> None:

@@ -1,11 +1,12 @@
-"""Pruning on real data: networks for CIFAR-10 (as JPEG), trained, pruned, taught again by what they were, and rounded to 8 bits.
+"""Pruning on real data: networks for CIFAR-10 (as JPEG), trained, pruned, taught again by what they were, and rounded.
 
 A row for each network, method and share of parameters removed, on 10,000 test images:
 
-float         as trained, for few epochs: of 16 pixels a side at first, of 32 at last
-pruned        with that share of its parameters gone, and trained on: labels, and logits of the float network
-int8          the same, trained with quantisation; the generated code's answers
-scratch       the shape of the pruned network from fresh weights, on labels; as many epochs as float and pruned together, of the same sizes
+float         as trained: seven epochs, on images of 16 pixels a side at first, of 32 at last
+pruned        with that share of its parameters gone, and two epochs more: labels, and logits of the float network
+int8          the same, and a third of an epoch with quantisation to 8 bits; the generated code's answers
+scratch       the shape of the pruned network from fresh weights, on labels: the nine epochs of float and pruned together,
+              on images of the same sizes, with one schedule
 uniform       a network of the same kind and size, all layers equally narrower; trained as scratch is
 
 accuracy, spread: percent, mean and standard deviation over the seeds.  drop: points below float of the same seed, the mean.
@@ -43,9 +44,9 @@ INT8_RATIO = 0.6
 class Plan:
     """What is trained, and how long.
 
-    sides, further_sides: of the images in each epoch of the float network, and of the pruned one.  int8_share: of an epoch, with
-    quantisation.  rate: of SGD with momentum; int8_rate: of AdamW.  frontier_seeds: how many of the seeds get ratios beside INT8_RATIO.
-    images: to train on and to judge on, None for all.
+    sides, further_sides: of the images in each epoch of the float network, and of the pruned one.  int8_share: of an
+    epoch, with quantisation.  rate: of SGD with momentum; int8_rate: of AdamW.  frontier_seeds: how many seeds get
+    ratios beside INT8_RATIO.  images: to train on and to judge on, None for all.
     """
 
     sides: Sequence[int] = (16, 16, 16, 16, 16, 24, 32)
@@ -82,7 +83,7 @@ class Job:
 def jobs(plan: Plan) -> list[Job]:
     """Return all trainings, what matters most first.
 
-    That is what pruning and rounding lose with the first network, of all seeds; then one seed of all else; then the other seeds.
+    That is what pruning and rounding lose with the first network, of all seeds; then one seed of all else; then others.
     """
     found = []
     for network in plan.networks:
@@ -108,7 +109,7 @@ def jobs(plan: Plan) -> list[Job]:
 def image_rows(assets: Path, plan: Plan, work: Path | None, hours: float | None = None) -> tuple[list[Row], list[Row]]:
     """Train and judge all networks. Returns rows, and a row for each training.
 
-    work: a folder that keeps what is done.  hours: after which no training is begun; what is not done has no part in the rows.
+    work: a folder that keeps what is done.  hours: after which no training is begun; what is not done is in no row.
     """
     torch.set_num_threads(1)
     end = None if hours is None else time.monotonic() + 3600 * hours
@@ -247,7 +248,7 @@ def _folded(teacher: Program) -> Program:
 
 
 def fresh(program: Program, seed: int) -> Program:
-    """Return a program with the weights that its layers would begin with: torch's own for convolutions and linear layers."""
+    """Return a program with weights that its layers would begin with: torch's own for matrices and kernels."""
     torch.manual_seed(seed)
     module = program.module()
     weights = module.weights_by_name()

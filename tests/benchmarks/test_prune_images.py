@@ -1,4 +1,4 @@
-"""The benchmark of pruning on images: every method is trained and judged, sizes are what they say, and the drawing is well-formed."""
+"""The benchmark of pruning on images: every method is trained and judged, kept, reported and drawn; sizes are true."""
 
 from __future__ import annotations
 
