@@ -5,11 +5,11 @@ A row for each network, method and share of parameters removed, on 10,000 test i
 float         as trained: seven epochs, on images of 16 pixels a side at first, of 32 at last
 pruned        with that share of its parameters gone, and two epochs more: labels, and logits of the float network
 int8          the same, and a third of an epoch with quantisation to 8 bits; the generated code's answers
-scratch       the shape of the pruned network from fresh weights, on labels: the nine epochs of float and pruned together,
+scratch       the shape of the pruned network from fresh weights, on labels: the nine epochs of both together,
               on images of the same sizes, with one schedule
 uniform       a network of the same kind and size, all layers equally narrower; trained as scratch is
 
-accuracy, spread: percent, mean and standard deviation over the seeds.  drop: points below float of the same seed, the mean.
+accuracy, spread: percent, mean and standard deviation over the seeds.  drop: points below float of the same seed.
 """
 
 from __future__ import annotations
