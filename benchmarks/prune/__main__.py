@@ -17,9 +17,9 @@ transformers (which has dependencies of its own). Install them away from the env
     python -m benchmarks.prune --packages DIR --all --json
 
 --assets DIR (with data/cifar10_train_jpeg.npz and cifar10_test_jpeg.npz; needs Pillow) trains two networks on real data
-instead, prunes and rounds them (benchmarks/prune/images.py). This takes HOURS on one core; what matters most is done
-first, --hours ends it early, and --work goes on from what is done. A run keeps its JSON in benchmarks/results/, with
-machine, versions and seeds; --report shows the newest.
+instead, prunes and rounds them (benchmarks/prune/images.py). This takes about 3.5 hours on one core; what matters most
+is done first, --hours ends it early, and --work goes on from what is done. A run keeps its JSON in benchmarks/results/,
+with machine, versions and seeds; --report shows the newest.
 
     python -m benchmarks.prune --assets DIR --work DIR --plot docs/pruning
     python -m benchmarks.prune --report
