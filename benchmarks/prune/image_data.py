@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from benchmarks.prune.image_nets import SIDE
 from benchmarks.quantize.images import read_jpegs, vary
+from dsopt import Program
 
 BATCH = 64
 
@@ -44,12 +45,21 @@ def _some(x: Tensor, y: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
 class Batches:
     """A loader for training. sides: of the images in pixels, epoch by epoch; share: of the images that an epoch takes.
 
+    layout: of the images in memory, as `fast_layout` says for the program that is trained on them.
+
     A network that pools over the whole image can learn from small ones at a fraction of the cost, so long as the last
     epoch has the images as they are: what it sees decides the sizes at which it is right (Touvron et al. 2019).
     """
 
-    def __init__(self, images: Images, sides: Sequence[int], seed: int, share: float = 1.0) -> None:
-        self._images, self._sides = images, sides
+    def __init__(
+        self,
+        images: Images,
+        sides: Sequence[int],
+        seed: int,
+        share: float = 1.0,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._images, self._sides, self._layout = images, sides, layout
         self._length = int(len(images.y) * share) // BATCH
         # a training tells this sampler which epoch it is in
         self.sampler = DistributedSampler(images.y, 1, 0, seed=seed)  # type: ignore[var-annotated, arg-type]
@@ -62,4 +72,15 @@ class Batches:
         for batch in order.split(BATCH)[: self._length]:
             pixels = vary(self._images.x[batch].float())
             small = pixels if side == SIDE else interpolate(pixels, size=side, mode="area")
-            yield small.contiguous(memory_format=torch.channels_last), self._images.y[batch]
+            yield small.contiguous(memory_format=self._layout), self._images.y[batch]
+
+
+def fast_layout(program: Program) -> torch.memory_format:
+    """Return the layout in which a program trains faster.
+
+    That is channels last; but there torch 2.13 writes past the end of its memory in the gradient of strided 1x1 convolutions
+    of fewer than 8 channels.
+    """
+    kernels = [value for value in program.weights.values() if value.dim() == 4]
+    is_narrow = any(kernel.shape[1] < 8 and kernel.shape[2:] == (1, 1) for kernel in kernels)
+    return torch.contiguous_format if is_narrow else torch.channels_last

@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 import dsopt
 from benchmarks.harness import Row, progress
 from benchmarks.kept import kept
-from benchmarks.prune.image_data import BATCH, Batches, Images
+from benchmarks.prune.image_data import BATCH, Batches, Images, fast_layout
 from benchmarks.prune.image_nets import NETWORKS, SIDE, captured, width_of_size
 from dsopt import PassManager, Program, parse_pipeline
 from dsopt.runtime import Session
@@ -201,10 +201,14 @@ class Trainings:
     def _all_sides(self) -> list[int]:
         return sorted([*self.plan.sides, *self.plan.further_sides])
 
+    def _batches(self, program: Program, sides: Sequence[int], job: Job, share: float = 1.0) -> Batches:
+        return Batches(self.images, sides, job.seed, share, fast_layout(program))
+
     def _on_labels(self, job: Job, make: Callable[[], Program], sides: Sequence[int]) -> Program:
         def train(checkpoint: Path | None) -> Program:
+            program = make()
             return distill(
-                make(), None, Batches(self.images, sides, job.seed), epochs=len(sides), optimizer=_sgd(self.plan.rate),
+                program, None, self._batches(program, sides, job), epochs=len(sides), optimizer=_sgd(self.plan.rate),
                 weight_decay=5e-4, labels=1.0, logits=0.0, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
             ).program  # fmt: skip
 
@@ -215,7 +219,7 @@ class Trainings:
 
         def train(checkpoint: Path | None) -> Program:
             narrow, _ = PassManager(parse_pipeline(f"prune{{ratio={job.ratio}}}")).run(whole)
-            loader, optimizer = Batches(self.images, sides, job.seed), _sgd(self.plan.further_rate)
+            loader, optimizer = self._batches(narrow, sides, job), _sgd(self.plan.further_rate)
             return distill(
                 narrow, _folded(whole), loader, epochs=len(sides), optimizer=optimizer, weight_decay=5e-4, labels=0.5,
                 logits=0.5, checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,
@@ -229,7 +233,7 @@ class Trainings:
         loss = taught_loss(narrow.signature.output_tree, labels=0.5, logits=0.5, loss=cross_entropy)
 
         def train(checkpoint: Path | None) -> Program:
-            loader = Batches(self.images, (SIDE,), job.seed, self.plan.int8_share)
+            loader = self._batches(narrow, (SIDE,), job, self.plan.int8_share)
             return qat(
                 narrow, loader, loss, epochs=1, learning_rate=self.plan.int8_rate, teacher=_folded(whole),
                 checkpoint=checkpoint, checkpoint_steps=100, seed=job.seed,

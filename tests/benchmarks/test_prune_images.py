@@ -14,7 +14,7 @@ import torch
 from benchmarks import results_store
 from benchmarks.prune import __main__ as prune
 from benchmarks.prune import image_data, images
-from benchmarks.prune.image_data import Batches, Images
+from benchmarks.prune.image_data import Batches, Images, fast_layout
 from benchmarks.prune.image_nets import NETWORKS, captured, width_of_size
 from benchmarks.prune.images import Plan, accuracy, fresh, image_rows, jobs, parameters_of, summary
 from benchmarks.prune.plot import frontier
@@ -148,6 +148,12 @@ def test_a_trained_program_is_judged_by_its_code(data: Images) -> None:
     with torch.no_grad():
         right = program.run(data.x_test)[0].argmax(1) == data.y_test
     assert accuracy(program, data) == pytest.approx(100 * float(right.double().mean()))
+
+
+def test_narrow_networks_train_in_a_layout_that_torch_can_take() -> None:
+    wide, narrow = (captured(NETWORKS["resnet8"], width, 0) for width in (1.0, 0.4))
+    assert fast_layout(wide) == torch.channels_last
+    assert fast_layout(narrow) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("name", NETWORKS)
