@@ -78,8 +78,8 @@ class Batches:
 def fast_layout(program: Program) -> torch.memory_format:
     """Return the layout in which a program trains faster.
 
-    That is channels last; but there torch 2.13 writes past the end of its memory in the gradient of strided 1x1 convolutions
-    of fewer than 8 channels.
+    That is channels last; but there torch 2.13 writes past the end of its memory in the gradient of strided 1x1
+    convolutions of fewer than 8 channels.
     """
     kernels = [value for value in program.weights.values() if value.dim() == 4]
     is_narrow = any(kernel.shape[1] < 8 and kernel.shape[2:] == (1, 1) for kernel in kernels)

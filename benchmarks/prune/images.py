@@ -136,7 +136,7 @@ def summary(trainings: Sequence[Row]) -> list[Row]:
         rows.append({
             "network": network, "method": method, "ratio": ratio,
             "parameters": round(np.mean([each["parameters"] for each in own])), "accuracy": float(values.mean()),
-            "spread": float(values.std()), "drop": float(np.mean(drops)), "seeds": len(own),
+            "spread": float(values.std()) if len(own) > 1 else None, "drop": float(np.mean(drops)), "seeds": len(own),
         })  # fmt: skip
     return rows
 

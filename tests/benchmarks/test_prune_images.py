@@ -115,7 +115,7 @@ def test_a_row_says_how_many_seeds_it_is_of_and_drops_are_of_the_same_seed() -> 
 
     whole, pruned = summary([training("float", 0, 80.0), training("float", 1, 90.0), training("pruned", 1, 89.0)])
     assert (whole["seeds"], whole["accuracy"], whole["spread"], whole["drop"]) == (2, 85.0, 5.0, 0.0)
-    assert (pruned["seeds"], pruned["accuracy"], pruned["drop"]) == (1, 89.0, 1.0)
+    assert (pruned["seeds"], pruned["accuracy"], pruned["spread"], pruned["drop"]) == (1, 89.0, None, 1.0)
 
 
 def test_every_training_comes_once_and_what_matters_most_first() -> None:
