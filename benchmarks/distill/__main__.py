@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import results_store
 from benchmarks.distill import results
 from benchmarks.distill.measure import accuracy, size_and_latency, untrained
 from benchmarks.distill.nets import FULL, QUICK, Scale, read_sentences
@@ -58,12 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if chosen.report:
         try:
-            document = results.newest()
+            document = results_store.newest("distill")
         except FileNotFoundError as problem:
             options.error(str(problem))
         scale = Scale(**document["scale"])
         measured = size_and_latency(untrained(scale), scale, _SECONDS[chosen.quick])
-        report("distill", _rows(document["accuracies"], measured), as_json=chosen.json, runs=[_origin(document)])
+        report(
+            "distill",
+            _rows(document["accuracies"], measured),
+            as_json=chosen.json,
+            runs=[results_store.origin(document)],
+        )
         return
     if chosen.assets is None:
         options.error("training needs --assets DIR; --report shows what was trained before")
@@ -98,16 +104,6 @@ def _rows(accuracies: Mapping[str, Sequence[float]], measured: Mapping[str, Row]
             row["accuracy_drop"] = float(np.mean(teacher - np.asarray(values)))
         rows.append({**row, "seeds": len(values)})
     return rows
-
-
-def _origin(document: Mapping[str, object]) -> Row:
-    """Return where the accuracies come from: the machine and the versions that they were trained with."""
-    machine = document["machine"]
-    assert isinstance(machine, dict)
-    return {
-        "trained on": machine["processor"],
-        **{name: machine[name] for name in ("dsopt", "torch") if name in machine},
-    }
 
 
 if __name__ == "__main__":

@@ -16,8 +16,13 @@ transformers (which has dependencies of its own). Install them away from the env
     pip install --no-deps --target DIR torchvision timm huggingface_hub safetensors pyyaml pillow torch-pruning
     python -m benchmarks.prune --packages DIR --all --json
 
---assets DIR (with data/cifar10_train_jpeg.npz and cifar10_test_jpeg.npz; needs Pillow) also trains two networks on real data, prunes and
-rounds them (benchmarks/prune/images.py); this takes many hours on one core.
+--assets DIR (with data/cifar10_train_jpeg.npz and cifar10_test_jpeg.npz; needs Pillow) trains two networks on real data
+instead, prunes and rounds them (benchmarks/prune/images.py). This takes about 3.5 hours on one core; what matters most
+is done first, --hours ends it early, and --work goes on from what is done. A run keeps its JSON in benchmarks/results/,
+with machine, versions and seeds; --report shows the newest.
+
+    python -m benchmarks.prune --assets DIR --work DIR --plot docs/pruning
+    python -m benchmarks.prune --report
 """
 
 from __future__ import annotations
@@ -26,20 +31,22 @@ import argparse
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import dsopt
-from benchmarks.harness import Row, parser, progress, report
+from benchmarks.harness import Row, machine, parser, progress, report
 from benchmarks.prune.candidates import Candidate, Failed, candidates
+from benchmarks.prune.image_data import BATCH
 from benchmarks.prune.images import QUICK, Plan, image_rows
 from benchmarks.prune.masked import masked_difference, randomized
 from benchmarks.prune.peer import has_peer, peer_columns
 from benchmarks.prune.plot import write_frontiers
 from benchmarks.prune.speed import speed
+from benchmarks.results_store import keep, newest, origin
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program, example_inputs
 from dsopt.ir.multiply_adds import multiply_adds
@@ -67,8 +74,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options.add_argument("--seeds", type=int, default=5, help="trainings on real data of each network, 5")
     options.add_argument("--work", type=Path, metavar="DIR", help="keep trained programs there, and go on from them")
+    options.add_argument("--hours", type=float, help="begin no training on real data after so many; all, if not given")
     options.add_argument("--plot", type=Path, metavar="DIR", help="draw accuracy against parameters into this folder")
+    options.add_argument("--report", action="store_true", help="show the newest run on real data that was kept")
     chosen = options.parse_args(arguments)
+    if chosen.seeds < 1:
+        options.error(f"--seeds is {chosen.seeds} and must be at least 1")
+    if chosen.report or chosen.assets is not None:
+        try:
+            document = newest("prune") if chosen.report else train(chosen)
+        except FileNotFoundError as problem:
+            options.error(str(problem))
+        if chosen.plot is not None:
+            write_frontiers(document["rows"], chosen.plot)
+        report("prune", document["rows"], as_json=chosen.json, runs=[origin(document)])
+        return
     if chosen.packages is not None:
         sys.path.insert(0, str(chosen.packages))
     rows, failures = [], list[Row]()
@@ -81,13 +101,18 @@ def main(arguments: list[str] | None = None) -> None:
     is_whole = not chosen.models and not chosen.quick
     deep = [analysed("resnet152", resnet152()), analysed("encoder24", encoder())] if is_whole else []
     faster = [speed()] if is_whole else []
-    trained = []
-    if chosen.assets is not None and not chosen.models:
-        plan = QUICK if chosen.quick else replace(Plan(), seeds=chosen.seeds)
-        trained = image_rows(chosen.assets, plan, chosen.work)
-        if chosen.plot is not None:
-            write_frontiers(trained, chosen.plot)
-    report("prune", rows, as_json=chosen.json, analysis=deep, speed=faster, images=trained, failures=failures)
+    report("prune", rows, as_json=chosen.json, analysis=deep, speed=faster, failures=failures)
+
+
+def train(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Train on real data, and return the run; one that was not quick is kept."""
+    plan = QUICK if chosen.quick else replace(Plan(), seeds=chosen.seeds)
+    rows, trainings = image_rows(chosen.assets, plan, chosen.work, chosen.hours)
+    seeds = sorted({each["seed"] for each in trainings})
+    document = {"seeds": seeds, "plan": {**asdict(plan), "batch": BATCH}, "trainings": trainings, "rows": rows}
+    if not chosen.quick:
+        progress(f"kept as {keep('prune', document)}")
+    return {**document, "machine": machine()}
 
 
 def encoder() -> dsopt.ModelSpec:

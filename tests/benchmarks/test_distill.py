@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import results_store
 from benchmarks.distill import __main__ as benchmark
 from benchmarks.distill import results
 from benchmarks.distill.nets import BagOfWords, Scale
@@ -27,7 +28,7 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(benchmark, "QUICK", SCALE)
     monkeypatch.setattr(benchmark, "QUICK_RECIPE", RECIPE)
     monkeypatch.setattr(benchmark, "_SECONDS", {True: 0.02, False: 0.02})
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results_store, "FOLDER", tmp_path / "results")
     folder = tmp_path / "data" / "sst2"
     folder.mkdir(parents=True)
     words = ("bad", "good")
@@ -52,7 +53,7 @@ def test_a_run_goes_on_from_what_it_kept_and_is_reported(assets: Path, capsys: p
         assert row["size_ratio"] == pytest.approx(by_stage["teacher"]["size_bytes"] / row["size_bytes"])
         assert row["accuracy_drop"] == pytest.approx(by_stage["teacher"]["accuracy"] - row["accuracy"])
         assert row["latency_ratio"] > 0
-    assert not results.FOLDER.exists()  # a quick run is no claim
+    assert not results_store.FOLDER.exists()  # a quick run is no claim
     times = {path: path.stat().st_mtime_ns for path in (assets / "work").iterdir()}
     assert len(times) == len(STAGES)
     again = Run(None, SCALE, RECIPE, 0, "cpu", assets / "work").programs()  # type: ignore[arg-type]  # needs no data any more
