@@ -64,7 +64,7 @@ def _patch(program: Program, rewriter: Rewriter, stage: Stage, found: _Found) ->
             images[place] = values[image]
             for dim in (0, 1):
                 wanted = needed(program, node, place, dim, found[dim][node])
-                images[place] = cut(rewriter, images[place], dim, held[image][dim], wanted, stage.end)
+                images[place] = cut(rewriter, images[place], dim, held[image][dim], wanted, stage.end, node)
         held[node] = (found[0][node], found[1][node])
         values[node] = insert(program, rewriter, node, images, held[node], stage.end)
     return values[stage.end]

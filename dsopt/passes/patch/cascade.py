@@ -17,7 +17,7 @@ from torch import fx
 from dsopt.errors import UsageError
 from dsopt.ir import Program, Rewriter
 from dsopt.passes.base import Pass, PassContext
-from dsopt.passes.patch.rewrite import cut, insert, joined, stage_of
+from dsopt.passes.patch.rewrite import cut, insert, joined, named, stage_of
 from dsopt.passes.patch.stage import Span, Stage, bands, extent, images_of, needed, spans
 from dsopt.passes.patch.strips import Strip, strips
 
@@ -82,8 +82,8 @@ class _Lines:
             image: Any = node.args[place]
             rows = needed(self._program, node, place, 0, strip.new[node])
             columns = needed(self._program, node, place, 1, self._columns[node])
-            part = cut(self._rewriter, self._held[image], 0, self._rows[image], rows, self._stage.end)
-            images[place] = cut(self._rewriter, part, 1, self._columns_of(image), columns, self._stage.end)
+            part = cut(self._rewriter, self._held[image], 0, self._rows[image], rows, self._stage.end, node)
+            images[place] = cut(self._rewriter, part, 1, self._columns_of(image), columns, self._stage.end, node)
         part_of_node = (strip.new[node], self._columns[node])
         return insert(self._program, self._rewriter, node, images, part_of_node, self._stage.end)
 
@@ -95,6 +95,6 @@ class _Lines:
         """Put the new rows of a value behind those that are still needed."""
         (low, high), first = strip.held(node), strip.new[node][0]
         if low < first:
-            old = cut(self._rewriter, self._held[node], 0, self._rows[node], (low, first), self._stage.end)
-            made = self._rewriter.call(torch.ops.aten.cat.default, [old, made], 2, like=self._stage.end)
+            old = cut(self._rewriter, self._held[node], 0, self._rows[node], (low, first), self._stage.end, node)
+            made = named(self._rewriter.call(torch.ops.aten.cat.default, [old, made], 2, like=self._stage.end), node)
         self._held[node], self._rows[node] = made, (low, high)

@@ -30,12 +30,24 @@ def joined(rewriter: Rewriter, parts: Sequence[fx.Node], dim: int, like: fx.Node
     return parts[0] if len(parts) == 1 else rewriter.call(torch.ops.aten.cat.default, list(parts), dim, like=like)
 
 
-def cut(rewriter: Rewriter, value: fx.Node, dim: int, have: Span, want: Span, like: fx.Node) -> fx.Node:
-    """Insert what takes a span of a dim of an image of which a value holds another; nothing if that is all of it."""
+def cut(
+    rewriter: Rewriter, value: fx.Node, dim: int, have: Span, want: Span, like: fx.Node, node: fx.Node
+) -> fx.Node:  # fmt: skip
+    """Insert what takes a span of a dim of an image of which a value holds another; nothing if that is all of it.
+
+    node: the one of the user's network that it is for.
+    """
     if have == want:
         return value
     low, high = want[0] - have[0], want[1] - have[0]
-    return rewriter.call(torch.ops.aten.slice.Tensor, value, 2 + dim, low, high, like=like)
+    return named(rewriter.call(torch.ops.aten.slice.Tensor, value, 2 + dim, low, high, like=like), node)
+
+
+def named(made: fx.Node, node: fx.Node) -> fx.Node:
+    """Return an inserted node, which belongs to the same layer and line as another."""
+    for key in ("layer", "source"):
+        made.meta[key] = node.meta.get(key, "")
+    return made
 
 
 def insert(
@@ -48,10 +60,7 @@ def insert(
     arguments: list[Any] = [images.get(place, value) for place, value in enumerate(node.args)]
     if node.target in CONVOLUTIONS:
         arguments[PADDING] = _padding(program, node, spans)
-    made = rewriter.call(node.target, *arguments, like=like)  # type: ignore[arg-type]
-    for key in ("layer", "source"):
-        made.meta[key] = node.meta.get(key, "")
-    return made
+    return named(rewriter.call(node.target, *arguments, like=like), node)  # type: ignore[arg-type]
 
 
 def _padding(program: Program, node: fx.Node, spans: tuple[Span, Span]) -> list[int]:
