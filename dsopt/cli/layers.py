@@ -65,6 +65,8 @@ def patches_text(manifest: Mapping[str, Any]) -> str:
     parts = f"{patches.get('rows')} x {patches.get('columns')}"
     if patches.get("is_cascade") is True:
         parts = f"{patches.get('rows')} strips, each row once,"
+        if patches.get("columns") != 1:
+            parts = f"{patches.get('columns')} columns of {patches.get('rows')} strips"
     text = f"{parts} of {until} and all before it"
     products = patches.get("multiply_adds")
     return f"{text}, {products:,} multiply-adds" if isinstance(products, int) else text

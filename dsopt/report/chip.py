@@ -82,7 +82,7 @@ class Chip:
 class Patches:
     """Which layers run piece by piece: all up to `until`, in so many rows and columns of pieces.
 
-    is_cascade: in strips that keep what the next one needs again, so that nothing is computed twice.
+    is_cascade: in strips that keep what the next one needs again, so that only borders of columns are computed twice.
     """
 
     until: str

@@ -66,9 +66,11 @@ def _patches(chip: Chip) -> str:
         f"{plain(found.rows * found.columns)} patches, in {plain(found.rows)} rows and {plain(found.columns)} columns"
     )
     if found.is_cascade:
+        columns = f"{plain(found.columns)} columns of " if found.columns > 1 else ""
+        again = "only borders between columns are computed twice" if columns else "none is computed twice"
         return paragraph(
-            f"The layers up to {found.until} run in {plain(found.rows)} strips: of each value only some rows are in memory at a time. "
-            "Rows that the next strip needs again are kept, and none is computed twice."
+            f"The layers up to {found.until} run in {columns}{plain(found.rows)} strips: of each value only some rows are in memory "
+            f"at a time. Rows that the next strip needs again are kept, and {again}."
         )
     again = f"What patches share is computed again: a run takes {plain(found.multiply_adds)} multiply-adds."
     return paragraph(

@@ -105,7 +105,7 @@ class Build:
         if placed.least_bytes >= self._whole.least_bytes:
             return Lowest(f"in patches: no less, in {self._patches.count} ways that were tried")
         ways = f"the least of {self._patches.count} ways that were tried"
-        parts = f"{choice.rows} strips" if choice.is_cascade else f"{choice.rows} x {choice.columns}"
+        parts = f"{choice.rows} x {choice.columns}" + (" strips" if choice.is_cascade else "")
         text = f"in patches: {parts} of {self._patches.layer(choice)} and all before it take"
         helps = (_LEAST_RAM,) if self._options.optimize != "ram" and self._patches.is_cheap(choice) else ()
         if not is_known or not self._is_near(placed):

@@ -40,7 +40,7 @@ _MOST_NODES = 1200
 class Choice:
     """A way to run a program in patches, or in strips. Both figures are estimates: bytes without scratch memory, products of one run.
 
-    rows, columns: how many patches there are; strips are as wide as the image.
+    rows, columns: how many patches, or strips, there are.
     """
 
     patch: Patch | Cascade
