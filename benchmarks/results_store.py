@@ -24,12 +24,17 @@ def keep(name: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
-def newest(name: str) -> dict[str, Any]:
-    """Return the newest run of a benchmark. Raises FileNotFoundError if there is none."""
+def newest_path(name: str) -> Path:
+    """Return where the newest run of a benchmark is. Raises FileNotFoundError if there is none."""
     found = sorted(FOLDER.glob(f"{name}-*.json"))
     if not found:
         raise FileNotFoundError(f"no run of benchmarks.{name} has been kept: start one with --assets DIR")
-    document: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
+    return found[-1]
+
+
+def newest(name: str) -> dict[str, Any]:
+    """Return the newest run of a benchmark. Raises FileNotFoundError if there is none."""
+    document: dict[str, Any] = json.loads(newest_path(name).read_text(encoding="utf-8"))
     return document
 
 

@@ -2,12 +2,12 @@
 
 A row for each stage, mean over the seeds, on the sentences of dev.tsv:
 
-teacher                   the encoder, trained on labels
+teacher                   the encoder, trained on labels: first 6 layers, of which each is then split into 4
 student                   every 4th of its layers, taught by it: labels, logits, hidden values, attention
 pruned                    the student made narrower, and taught again
 int8                      the student in 8 bits, trained with quantisation
 final                     the pruned student in 8 bits, trained with quantisation
-student without teacher   a net of the student's size trained from nothing on labels
+student without teacher   those first 6 layers, trained on labels for as long as the student was taught
 1 layer, bag of words     what little can do
 int8 alone, pruned alone  the same done to the teacher itself, one seed
 
@@ -17,8 +17,8 @@ accuracy, spread              percent of the artifact's answers that are right, 
 accuracy_drop                 points below the teacher of the same seed, the mean
 
 A run keeps its JSON in benchmarks/results/, with machine, versions and seeds; --report shows the newest, with sizes and times measured
-anew on programs of the same form. A seed takes about four hours on one CPU core, seed 0 twice that; --work DIR keeps what is done, and a
-later call goes on from it.
+anew on programs of the same form. A seed takes about an hour and a half on one CPU core. Each is kept when it is done, and a later
+call adds those that are missing to the newest run of the same recipe; --work DIR keeps what is trained of a seed.
 
 DIR of --assets holds data/sst2/train.tsv and dev.tsv (see models/sentiment.py).
 """
@@ -37,7 +37,6 @@ from benchmarks.distill.measure import accuracy, size_and_latency, untrained
 from benchmarks.distill.nets import FULL, QUICK, Scale, read_sentences
 from benchmarks.distill.stages import FINAL, FULL_RECIPE, INT8, QUICK_RECIPE, TEACHER, Run
 from benchmarks.harness import Row, parser, progress, report
-from dsopt import Program
 
 _SECONDS = {True: 2.0, False: 30.0}
 """Of timing, in a quick run and in one that counts."""
@@ -74,19 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.assets is None:
         options.error("training needs --assets DIR; --report shows what was trained before")
     scale, recipe = (QUICK, QUICK_RECIPE) if chosen.quick else (FULL, FULL_RECIPE)
-    seeds = range(1 if chosen.quick else chosen.seeds)
     data = read_sentences(chosen.assets, scale)
-    accuracies: dict[str, list[float]] = {}
-    programs: dict[str, Program] = {}
-    for seed in seeds:
+    done = results.Kept() if chosen.quick else results.kept_run(scale, recipe)
+    rows: list[Row] = []
+    for seed in range(1 if chosen.quick else chosen.seeds):
+        if seed in done.seeds:
+            progress(f"seed {seed}: kept")
+            continue
         trained = Run(data, scale, recipe, seed, chosen.device, chosen.work).programs()
         progress(f"seed {seed}: judging")
-        for name, program in trained.items():
-            accuracies.setdefault(name, []).append(accuracy(program, data))
-        programs = {**programs, **trained}
-    rows = _rows(accuracies, size_and_latency(programs, scale, _SECONDS[chosen.quick]))
-    if not chosen.quick:
-        progress(f"kept as {results.keep(rows, accuracies, list(seeds), scale, recipe)}")
+        done = done.with_seed(seed, {name: accuracy(program, data) for name, program in trained.items()})
+        measured = size_and_latency({**untrained(scale), **trained}, scale, _SECONDS[chosen.quick])
+        rows = _rows(done.accuracies, measured)
+        if not chosen.quick:
+            done = results.keep(done, rows, scale, recipe)
+            progress(f"kept as {done.path}")
+    if not rows:
+        rows = _rows(done.accuracies, size_and_latency(untrained(scale), scale, _SECONDS[chosen.quick]))
     report("distill", rows, as_json=chosen.json)
 
 

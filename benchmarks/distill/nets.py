@@ -74,6 +74,26 @@ def encoder(scale: Scale, layers: int, seed: int, dropout: float = 0.5) -> Progr
     return dsopt.capture(ModelSpec(net, sentiment.spec(net, seed).args, dynamic=_varying(scale)))
 
 
+def grown(small: Program, scale: Scale, seed: int) -> Program:
+    """Return an encoder of `scale.layers` layers that computes about what a trained one of fewer does (Chang et al. 2018).
+
+    Each layer becomes `scale.every` copies of itself, each of which adds that part of what it added, as a differential equation
+    is solved in smaller steps ("Multi-level residual networks from dynamical systems view", ICLR, section 4).
+    """
+    tall = encoder(scale, scale.layers, seed)
+    module, known = tall.module(), small.module().state_dict()
+    weights = {}
+    for name in module.state_dict():
+        parts = name.split("/")
+        if parts[0] != "layers":
+            weights[name] = known[name]
+            continue
+        weight = known["/".join(["layers", str(int(parts[1]) // scale.every), *parts[2:]])]
+        weights[name] = weight / scale.every if parts[2] in ("output", "down") else weight
+    module.load_state_dict(weights)
+    return tall.with_weights(module)
+
+
 def bag_of_words(scale: Scale) -> Program:
     """Return the untrained network without any order."""
     ids = torch.full((2, scale.length), sentiment.FIRST_WORD)

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch.nn.functional import cross_entropy
 
-from benchmarks.distill.nets import Batches, Scale, bag_of_words, encoder
+from benchmarks.distill.nets import Batches, Scale, bag_of_words, encoder, grown
 from benchmarks.harness import progress
 from benchmarks.kept import kept
 from dsopt import PassManager, Program, parse_pipeline
 from dsopt.train import distill, qat, student, taught_loss
 from models.sentiment import Sst2
 
-TEACHER, STUDENT, PRUNED, INT8, FINAL = "teacher", "student", "pruned", "int8", "final"
+FIRST, TEACHER, STUDENT, PRUNED, INT8, FINAL = "first", "teacher", "student", "pruned", "int8", "final"
 WITHOUT_TEACHER, ONE_LAYER, BAG = "student without teacher", "1 layer", "bag of words"
 INT8_ALONE, PRUNED_ALONE = "int8 alone", "pruned alone"
 
@@ -25,18 +25,20 @@ TEACHING: dict[str, float] = {"labels": 0.3, "logits": 0.7, "hidden": 0.1, "atte
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each is trained, and at which learning rates."""
+    """How long each is trained, and at which learning rates. first: the small net that the teacher is grown from."""
 
-    epochs: int
+    first_epochs: int
+    teacher_epochs: int
     student_epochs: int
+    pruned_epochs: int
     int8_epochs: int
     learning_rate: float = 5e-4
     int8_learning_rate: float = 3e-5
     weight_decay: float = 0.3
 
 
-FULL_RECIPE = Recipe(8, 8, 2)
-QUICK_RECIPE = Recipe(2, 2, 1, learning_rate=2e-3)
+FULL_RECIPE = Recipe(4, 2, 2, 1, 1)
+QUICK_RECIPE = Recipe(1, 1, 2, 1, 1, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,23 @@ class Run:
     def programs(self) -> dict[str, Program]:
         """Train all stages, and what they are compared with; what takes longest and proves least, with seed 0 only."""
         scale, seed, recipe = self.scale, self.seed, self.recipe
-        layers = -(-scale.layers // scale.every)
-        teacher = self._alone(TEACHER, lambda: encoder(scale, scale.layers, seed), recipe.epochs)
-        small = self._taught(STUDENT, lambda: student(teacher, keep_every=scale.every), teacher)
-        narrow = self._taught(PRUNED, lambda: pruned(small, scale), teacher)
+        all_epochs = recipe.first_epochs + recipe.student_epochs
+        first = self._alone(FIRST, lambda: encoder(scale, scale.layers // scale.every, seed), recipe.first_epochs)
+        teacher = self._alone(TEACHER, lambda: grown(first, scale, seed), recipe.teacher_epochs)
+        small = self._taught(STUDENT, lambda: student(teacher, keep_every=scale.every), teacher, recipe.student_epochs)
+        narrow = self._taught(PRUNED, lambda: pruned(small, scale), teacher, recipe.pruned_epochs)
         programs = {
             TEACHER: teacher, STUDENT: small, PRUNED: narrow,
             INT8: self._rounded(INT8, small, teacher), FINAL: self._rounded(FINAL, narrow, teacher),
-            WITHOUT_TEACHER: self._alone(WITHOUT_TEACHER, lambda: encoder(scale, layers, seed), recipe.student_epochs),
-            ONE_LAYER: self._alone(ONE_LAYER, lambda: encoder(scale, 1, seed), recipe.student_epochs),
-            BAG: self._alone(BAG, lambda: bag_of_words(scale), recipe.epochs, rate=1e-2),
+            WITHOUT_TEACHER: self._alone(WITHOUT_TEACHER, lambda: first, recipe.student_epochs),
+            ONE_LAYER: self._alone(ONE_LAYER, lambda: encoder(scale, 1, seed), 2 * all_epochs),
+            BAG: self._alone(BAG, lambda: bag_of_words(scale), 2 * all_epochs, rate=1e-2),
         }  # fmt: skip
         if seed == 0:
             programs[INT8_ALONE] = self._rounded(INT8_ALONE, teacher, teacher)
-            programs[PRUNED_ALONE] = self._taught(PRUNED_ALONE, lambda: pruned(teacher, scale), teacher)
+            programs[PRUNED_ALONE] = self._taught(
+                PRUNED_ALONE, lambda: pruned(teacher, scale), teacher, recipe.pruned_epochs
+            )
         return programs
 
     def _alone(self, name: str, make: Callable[[], Program], epochs: int, rate: float | None = None) -> Program:
@@ -79,12 +84,12 @@ class Run:
 
         return self._kept(name, train)
 
-    def _taught(self, name: str, make: Callable[[], Program], teacher: Program) -> Program:
+    def _taught(self, name: str, make: Callable[[], Program], teacher: Program, epochs: int) -> Program:
         """Train by the teacher."""
 
         def train(checkpoint: Path | None) -> Program:
             return distill(
-                make(), teacher, Batches(self.data), epochs=self.recipe.student_epochs, **TEACHING, **self._options(checkpoint)
+                make(), teacher, Batches(self.data), epochs=epochs, **TEACHING, **self._options(checkpoint)
             ).program  # fmt: skip
 
         return self._kept(name, train)

@@ -12,11 +12,11 @@ import torch
 from benchmarks import results_store
 from benchmarks.distill import __main__ as benchmark
 from benchmarks.distill import results
-from benchmarks.distill.nets import BagOfWords, Scale
+from benchmarks.distill.nets import BagOfWords, Scale, encoder, grown
 from benchmarks.distill.stages import Recipe, Run
 
 SCALE = Scale(8, 2, 2, 2, 8, 2, "prune{ratio=0.1,scope=local}", samples=64)
-RECIPE = Recipe(1, 1, 1, learning_rate=1e-2)
+RECIPE = Recipe(1, 1, 1, 1, 1, learning_rate=1e-2)
 STAGES = [
     "teacher", "student", "pruned", "int8", "final", "student without teacher", "1 layer", "bag of words", "int8 alone", "pruned alone",
 ]  # fmt: skip
@@ -55,13 +55,19 @@ def test_a_run_goes_on_from_what_it_kept_and_is_reported(assets: Path, capsys: p
         assert row["latency_ratio"] > 0
     assert not results_store.FOLDER.exists()  # a quick run is no claim
     times = {path: path.stat().st_mtime_ns for path in (assets / "work").iterdir()}
-    assert len(times) == len(STAGES)
+    assert len(times) == len(STAGES) + 1  # what the teacher is grown from
     again = Run(None, SCALE, RECIPE, 0, "cpu", assets / "work").programs()  # type: ignore[arg-type]  # needs no data any more
     assert list(again) == STAGES
     assert {path: path.stat().st_mtime_ns for path in (assets / "work").iterdir()} == times
 
-    accuracies = {row["stage"]: [row["accuracy"], row["accuracy"] - 2] for row in rows}
-    results.keep(rows, accuracies, [0, 1], SCALE, RECIPE)
+    kept = results.keep(
+        results.Kept().with_seed(0, {row["stage"]: row["accuracy"] for row in rows}), rows, SCALE, RECIPE
+    )
+    assert results.kept_run(SCALE, RECIPE) == kept
+    assert results.kept_run(SCALE, Recipe(2, 1, 1, 1, 1)) == results.Kept()  # another recipe is not added to
+    kept = kept.with_seed(1, {row["stage"]: row["accuracy"] - 2 for row in rows})
+    results.keep(kept, rows, SCALE, RECIPE)
+    assert results_store.newest("distill")["seeds"] == [0, 1]
     document = _run(capsys, "--report", "--quick")
     assert [row["stage"] for row in document["rows"]] == STAGES
     for row, old in zip(document["rows"], rows, strict=True):
@@ -82,6 +88,22 @@ def test_what_cannot_run_says_so(
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_grown_computes_what_it_is_grown_from_does() -> None:
+    scale, ids = Scale(16, 2, 4, 2, 8, 2, ""), torch.randint(3, 99, (5, 8))
+    small = encoder(scale, 2, 0)
+    module = small.module()
+    weights = small.module().state_dict()
+    inner = [name for name in weights if name.startswith("layers/") and "norm" not in name]
+    outputs = []
+    for share in (0.0, 0.05):  # without layers; with layers so small that two half steps are about one
+        module.load_state_dict({**weights, **{name: share * weights[name] for name in inner}})
+        outputs.append(module(ids))
+    tall = grown(small.with_weights(module), scale, 0)
+    assert len({name.split(".")[1] for name in tall.weights if name.startswith("layers.")}) == 4
+    adds = (outputs[1] - outputs[0]).abs().max()
+    assert (tall.module()(ids) - outputs[1]).abs().max() < 0.05 * adds
 
 
 def test_a_bag_of_words_adds_up_what_words_say() -> None:
