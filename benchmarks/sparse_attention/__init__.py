@@ -1,0 +1,1 @@
+"""Sparse attention against dense: work, fidelity on real text, tasks, retrieval and speed."""

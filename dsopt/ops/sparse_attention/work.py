@@ -1,0 +1,38 @@
+"""A counter of multiply-adds, carried through the reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Work:
+    """Multiply-adds by what they are for; an addition or a comparison counts as one.
+
+    pooling, scoring, sorting, residual, picks; `dense` is what dense attention would take, a causal mask taken into account.
+    """
+
+    parts: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("pooling", "scoring", "sorting", "residual", "picks"), 0.0)
+    )
+    dense: float = 0.0
+
+    def add(self, part: str, multiply_adds: float) -> None:
+        """Count some."""
+        self.parts[part] += multiply_adds
+
+    def sort(self, lists: int, length: int) -> None:
+        """Count the comparisons of sorting some lists."""
+        if length > 1:
+            self.parts["sorting"] += lists * length * math.log2(length)
+
+    @property
+    def total(self) -> float:
+        """Return the sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def share(self) -> float:
+        """Return the part of dense attention's work, 1.0 of nothing."""
+        return self.total / self.dense if self.dense else 1.0
