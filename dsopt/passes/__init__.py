@@ -21,5 +21,6 @@ PASSES: dict[str, str] = {
     "quantize-prepare": "dsopt.passes.quantize:QuantizePrepare",
     "remove-blocks": "dsopt.passes.remove_blocks:RemoveBlocks",
     "remove-dead-code": "dsopt.passes.remove_dead_code:RemoveDeadCode",
+    "sparse-attention": "dsopt.passes.sparse_attention:SparseAttention",
 }
 """Pass name -> "module:Class"."""
