@@ -30,21 +30,21 @@ def single_rows(found: Chosen, key: Tensor, value: Tensor, bias: Tensor) -> Rows
     return Rows(offset, take(key, found.index), take(value, found.index))
 
 
-def node_rows(
-    cover: Cover, picks: Chosen, pyramid: Sequence[Level], key: Tensor, value: Tensor, weight: Tensor, work: Work
-) -> Rows:
-    """Return the mean of each node's keys that are not picked, with the logarithm of their weight."""
+def node_rows(cover: Cover, picks: Chosen, singles: Rows, pyramid: Sequence[Level], work: Work) -> Rows:
+    """Return the mean of each node's keys that are not picked, with the logarithm of their weight. singles: the rows of the picks."""
     total, keys, values = (
         _of_nodes(cover, [getattr(each, name) for each in pyramid]) for name in ("weight", "key", "value")
     )
-    node = torch.searchsorted(cover.first.contiguous(), picks.index.contiguous(), right=True) - 1
-    node = node.clamp(min=0)
-    taken = take(weight, picks.index) * picks.is_valid
-    rest = total.scatter_add(2, node, -taken)
-    keys = _less(keys, node, taken[..., None] * take(key, picks.index))
-    values = _less(values, node, taken[..., None] * take(value, picks.index))
-    work.add("residual", (float(picks.is_valid.sum()) + float(cover.is_valid.sum())) * (key.shape[2] + value.shape[2]))
-    is_any = cover.is_valid & (rest > LEAST_REST * total)
+    node = (torch.searchsorted(cover.first.contiguous(), picks.index.contiguous(), right=True) - 1).clamp(min=0)
+    taken = singles.offset.exp()
+    rest = _less(total, node, taken)
+    keys, values = (
+        _less(sums, node, taken[..., None] * each) for sums, each in ((keys, singles.key), (values, singles.value))
+    )
+    both = keys.shape[3] + values.shape[3]
+    work.add("residual", (float(picks.is_valid.sum()) + float(cover.is_valid.sum())) * both)
+    # written so that what is not a number stays: it would otherwise be left out without a word
+    is_any = cover.is_valid & ~(rest <= LEAST_REST * total)
     safe = torch.where(is_any, rest, 1.0)
     means = (torch.where(is_any[..., None], each / safe[..., None], 0.0) for each in (keys, values))
     return Rows(safe.log().masked_fill(~is_any, -torch.inf), *means)
@@ -59,7 +59,10 @@ def _of_nodes(cover: Cover, levels: Sequence[Tensor]) -> Tensor:
 
 
 def _less(sums: Tensor, node: Tensor, taken: Tensor) -> Tensor:
-    return sums.scatter_add(2, node[..., None].expand_as(taken), -taken)
+    """Take (G, t, m, ...) out of sums (G, t, R, ...), each out of one of the R nodes. node: (G, t, m) int64."""
+    heads, tiles, count = sums.shape[:3]
+    flat = node + torch.arange(0, heads * tiles * count, max(count, 1), device=node.device).view(heads, tiles, 1)
+    return sums.flatten(0, 2).index_add(0, flat.flatten(), taken.flatten(0, 2), alpha=-1).view(sums.shape)
 
 
 def attend(query: Tensor, rows: Sequence[Rows], hidden: Sequence[Tensor | None], work: Work) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsopt.ops.library import register_recomputed
+from dsopt.ops.sparse_attention.heads import check
 from dsopt.ops.sparse_attention.reference import sparse_attention
 
 SCHEMA = (
@@ -24,7 +24,11 @@ def _reference(
     return sparse_attention(query, key, value, bias, causal, scale, budget, unit, tile, window)
 
 
-def _shape_rule(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+def _shape_rule(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: str, scale: float | None, budget: Sequence[float], unit: str,
+    tile: int, window: int,
+) -> Tensor:  # fmt: skip
+    check(query, key, value, bias, causal, budget, unit, tile, window)
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from dsopt.ops.sparse_attention.schedule import LEAF
 from dsopt.ops.sparse_attention.work import Work
 
+_DENSER = 16
+"""Multiplying by so many more rows at once takes no longer than gathering those that count."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -67,5 +70,13 @@ def build(key: Tensor, value: Tensor, weight: Tensor, work: Work) -> list[Level]
 
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Return values[g, index[g, t, c]] as (G, t, c, ...). values: (G, N, ...); index: (G, t, c) int64."""
-    heads = torch.arange(values.shape[0], device=values.device)
-    return values[heads[:, None, None], index]
+    heads, count = values.shape[:2]
+    flat = index + torch.arange(0, heads * count, max(count, 1), device=index.device)[:, None, None]
+    return values.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, *values.shape[2:])
+
+
+def products(values: Tensor, index: Tensor, probe: Tensor) -> Tensor:
+    """Return the scalar product of values[g, index[g, t, c]] and probe[g, t], (G, t, c). values: (G, N, D); probe: (G, t, D)."""
+    if values.shape[1] <= _DENSER * index.shape[2]:
+        return (probe @ values.transpose(1, 2)).gather(2, index)
+    return (take(values, index) @ probe[..., None])[..., 0]

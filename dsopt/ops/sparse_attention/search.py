@@ -6,14 +6,13 @@ and a node at the end of the prefix whose partner is outside joins the candidate
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dsopt.ops.sparse_attention.pyramid import Level, take
+from dsopt.ops.sparse_attention.pyramid import Level, products, take
 from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule
 from dsopt.ops.sparse_attention.work import Work
 
@@ -22,7 +21,7 @@ from dsopt.ops.sparse_attention.work import Work
 class Tiles:
     """Some tiles of G heads. probe: (G, t, D), means of scaled queries.  prefix: (t,), leaves that all rows of a tile may attend to.
 
-    near: (t, 2), the first key and the one behind the last that must be picked.
+    near: (t, 2), the first key and the one behind the last that are picked before all others; twice the same for none.
     """
 
     probe: Tensor
@@ -42,13 +41,17 @@ class Chosen:
 class Cover:
     """Nodes (G, t, R) that lie one behind the other and together have every key of the prefix once.
 
-    level, index: which nodes; first: the first key of each; those that are no nodes come last.
+    level, index: which nodes. What is no node comes last.
     """
 
     level: Tensor
     index: Tensor
-    first: Tensor
     is_valid: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """Return the first key of each node, in ascending order; of what is no node a number behind all keys."""
+        return torch.where(self.is_valid, self.index * (LEAF << self.level), torch.iinfo(torch.int64).max)
 
 
 def find_keys(tiles: Tiles, pyramid: Sequence[Level], key: Tensor, bias: Tensor, plan: Schedule, work: Work) -> Chosen:
@@ -58,16 +61,20 @@ def find_keys(tiles: Tiles, pyramid: Sequence[Level], key: Tensor, bias: Tensor,
         if level < plan.first:
             found = _children(found, tiles, level)
         scores = _node_scores(tiles, pyramid[level], found, work)
-        size = LEAF << level
-        is_near = (found.index * size < tiles.near[:, 1:]) & ((found.index + 1) * size > tiles.near[:, :1])
-        found, _ = _best(found, scores.masked_fill(is_near & found.is_valid, torch.inf), plan.beam, work)
+        found, _ = _best(found, _near_first(tiles, found.index, LEAF << level, scores), plan.beam, work)
     keys = (found.index[..., None] * LEAF + torch.arange(LEAF, device=key.device)).flatten(2)
     candidates = Chosen(keys, found.is_valid.repeat_interleave(LEAF, 2))
-    scores = (take(key, keys) @ tiles.probe[..., None])[..., 0] + take(bias, keys)
+    scores = products(key, keys, tiles.probe) + take(bias, keys)
     work.add("scoring", float(candidates.is_valid.sum()) * key.shape[2])
-    is_near = (keys >= tiles.near[:, :1]) & (keys < tiles.near[:, 1:]) & (take(bias, keys) > -torch.inf)
-    scores = scores.masked_fill(is_near, torch.inf).masked_fill(~candidates.is_valid, -torch.inf)
-    return _best(candidates, scores, plan.picks, work)[0]
+    scores = scores.masked_fill(~candidates.is_valid, -torch.inf)
+    return _best(candidates, _near_first(tiles, keys, 1, scores), plan.picks, work)[0]
+
+
+def _near_first(tiles: Tiles, index: Tensor, size: int, scores: Tensor) -> Tensor:
+    """Give what has a key near the tile's own place the highest score, unless its score is -inf: masked, or no candidate."""
+    start, end = tiles.near[:, :1], tiles.near[:, 1:]
+    is_near = (index * size < end) & ((index + 1) * size > start) & (start < end)
+    return scores.masked_fill(is_near & (scores > -torch.inf), torch.inf)
 
 
 def find_cover(tiles: Tiles, pyramid: Sequence[Level], plan: Schedule, work: Work) -> Cover:
@@ -86,19 +93,18 @@ def find_cover(tiles: Tiles, pyramid: Sequence[Level], plan: Schedule, work: Wor
             found = opened
         else:
             parts.append((level, found))
-    index = torch.cat([part.index for _, part in parts], 2)
-    is_valid = torch.cat([part.is_valid for _, part in parts], 2)
-    levels = torch.cat([torch.full_like(part.index, level) for level, part in parts], 2)
-    first = torch.where(is_valid, index * (LEAF << levels), torch.iinfo(torch.int64).max)
-    order = first.argsort(dim=2, stable=True)
-    count = max(1, int(is_valid.sum(2).max())) if is_valid.numel() else 1
-    return Cover(*(each.gather(2, order)[..., :count] for each in (levels, index, first, is_valid)))
+    unordered = Cover(
+        torch.cat([torch.full_like(part.index, level) for level, part in parts], 2),
+        torch.cat([part.index for _, part in parts], 2),
+        torch.cat([part.is_valid for _, part in parts], 2),
+    )
+    order = unordered.first.argsort(dim=2, stable=True)
+    return Cover(*(each.gather(2, order) for each in (unordered.level, unordered.index, unordered.is_valid)))
 
 
 def _best(found: Chosen, scores: Tensor, count: int, work: Work) -> tuple[Chosen, Tensor]:
     """Return the `count` candidates with the highest scores, of equal ones the first, and their places, which stay in order."""
-    for size, lists in Counter(found.is_valid.sum(2).flatten().tolist()).items():
-        work.sort(lists, size)
+    work.sort(found.is_valid.sum(2))
     order = scores.argsort(dim=2, descending=True, stable=True)[..., :count].sort(2).values
     is_valid = found.is_valid.gather(2, order) & (scores.gather(2, order) > -torch.inf)
     return Chosen(found.index.gather(2, order), is_valid), order
@@ -106,10 +112,9 @@ def _best(found: Chosen, scores: Tensor, count: int, work: Work) -> tuple[Chosen
 
 def _node_scores(tiles: Tiles, level: Level, found: Chosen, work: Work) -> Tensor:
     """Return the score of each node's mean key, with the logarithm of its mean weight; (G, t, c), -inf for none."""
-    index = found.index.clamp(0, level.nodes - 1)
-    weight = take(level.weight, index)
-    scores = (take(level.key, index) @ tiles.probe[..., None])[..., 0] / weight
-    scores = scores + (weight / take(level.count, index)).log()
+    weight = take(level.weight, found.index)
+    scores = products(level.key, found.index, tiles.probe) / weight
+    scores = scores + (weight / take(level.count, found.index)).log()
     work.add("scoring", float(found.is_valid.sum()) * level.key.shape[2])
     return scores.masked_fill(~found.is_valid | (weight == 0), -torch.inf)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass
@@ -22,10 +23,10 @@ class Work:
         """Count some."""
         self.parts[part] += multiply_adds
 
-    def sort(self, lists: int, length: int) -> None:
-        """Count the comparisons of sorting some lists."""
-        if length > 1:
-            self.parts["sorting"] += lists * length * math.log2(length)
+    def sort(self, lengths: Tensor) -> None:
+        """Count the comparisons of sorting lists of these lengths (any shape, int64)."""
+        counts = lengths.double()
+        self.parts["sorting"] += float((counts * counts.clamp(min=1).log2()).sum())
 
     @property
     def total(self) -> float:
