@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dsopt.errors import DsoptError
     from dsopt.frontend.spec import ModelSpec
     from dsopt.ir import Program, Rewriter, find
+    from dsopt.ops.sparse_attention import DenseCache, SparseCache
     from dsopt.passes.base import Pass, PassContext, PassManager, PassRecord, parse_pipeline
     from dsopt.target import CpuTarget, CudaTarget, McuTarget, Target, parse_target
 
@@ -22,6 +23,7 @@ _HOME = {
     "Artifact": "dsopt.artifact",
     "CpuTarget": "dsopt.target",
     "CudaTarget": "dsopt.target",
+    "DenseCache": "dsopt.ops.sparse_attention",
     "DsoptError": "dsopt.errors",
     "Gate": "dsopt.accuracy.gate",
     "McuTarget": "dsopt.target",
@@ -32,6 +34,7 @@ _HOME = {
     "PassRecord": "dsopt.passes.base",
     "Program": "dsopt.ir",
     "Rewriter": "dsopt.ir",
+    "SparseCache": "dsopt.ops.sparse_attention",
     "Target": "dsopt.target",
     "capture": "dsopt.api",
     "compile": "dsopt.api",
@@ -49,6 +52,7 @@ __all__ = [
     "Artifact",
     "CpuTarget",
     "CudaTarget",
+    "DenseCache",
     "DsoptError",
     "Gate",
     "McuTarget",
@@ -59,6 +63,7 @@ __all__ = [
     "PassRecord",
     "Program",
     "Rewriter",
+    "SparseCache",
     "Target",
     "capture",
     "compile",

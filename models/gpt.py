@@ -6,11 +6,13 @@ state, so that a session or a chip writes text without reading the past again.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsopt import ModelSpec
+from dsopt import DenseCache, ModelSpec, SparseCache
 from models.seeded import example_ids, seeded
 
 VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS = 96, 64, 64, 4, 2
@@ -82,46 +84,26 @@ class Gpt(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
 
-class Cache(nn.Module):
-    """The keys and values that one layer has seen: two buffers of (1, H, context, D), zero at first."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, heads: int, context: int, head_size: int) -> None:
-        super().__init__()
-        for name in ("keys", "values"):
-            self.register_buffer(name, torch.zeros(1, heads, context, head_size))
-
-    def put(self, here: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v, (1, H, 1, D), in the place where `here`, (context, 1) bool, is true; return all keys and values."""
-        self.keys.copy_(torch.where(here, k, self.keys))
-        self.values.copy_(torch.where(here, v, self.values))
-        return self.keys, self.values
-
-
 class GptDecoder(nn.Module):
     """One step of `gpt`: (1,) int64 token and its (1,) int64 position, counted from 0, to (1, vocabulary) logits.
 
     Steps go 0, 1, 2, ... in order; position 0 starts a new text, because later places of the caches are never looked at.
+    budget: keys that each token looks for, for each doubling of the context, instead of looking at all of them.
     """
 
-    def __init__(self, gpt: Gpt) -> None:
+    def __init__(self, gpt: Gpt, budget: float | None = None) -> None:
         super().__init__()
         self.gpt = gpt
         width, heads = gpt.tokens.embedding_dim, gpt.layers[0].attention.heads
-        self.caches = nn.ModuleList(Cache(heads, gpt.context, width // heads) for _ in gpt.layers)
+        make = DenseCache if budget is None else partial(SparseCache, budget=budget)
+        self.caches = nn.ModuleList(make(heads, gpt.context, width // heads) for _ in gpt.layers)
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:
         """Predict the token after `token`."""
-        places = torch.arange(self.gpt.context, device=token.device)
-        here, seen = (places == position)[:, None], (places <= position)[None]
         x = (self.gpt.tokens(token) + self.gpt.positions(position))[:, None]
         for layer, cache in zip(self.gpt.layers, self.caches, strict=True):
             q, k, v = layer.attention.project(layer.attention_norm(x))
-            keys, values = cache.put(here, k, v)
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-            x = x + layer.attention.merge(y)
+            x = x + layer.attention.merge(cache(q, k, v, position))
             x = x + layer.mlp(layer.mlp_norm(x))
         return F.linear(self.gpt.norm(x)[:, 0], self.gpt.tokens.weight)
 
@@ -133,7 +115,15 @@ def gpt(*, layers: int = LAYERS, width: int = WIDTH, heads: int = HEADS, seed: i
     return ModelSpec(model, (tokens,), dynamic={"tokens": {0: "batch", 1: "sequence"}})
 
 
-def gpt_decode(*, layers: int = LAYERS, width: int = WIDTH, heads: int = HEADS, seed: int = 0) -> ModelSpec:
-    """Return the same network, with the same weights, as one step with its cache as state."""
-    model = seeded(lambda: GptDecoder(Gpt(layers=layers, width=width, heads=heads)), seed)
+def gpt_decode(
+    *,
+    layers: int = LAYERS,
+    width: int = WIDTH,
+    heads: int = HEADS,
+    context: int = CONTEXT,
+    budget: float | None = None,
+    seed: int = 0,
+) -> ModelSpec:
+    """Return the same network, with the same weights, as one step with its cache as state. budget: for a sparse cache."""
+    model = seeded(lambda: GptDecoder(Gpt(context=context, layers=layers, width=width, heads=heads), budget), seed)
     return ModelSpec(model, (example_ids(1, below=VOCABULARY, seed=seed), torch.zeros(1, dtype=torch.int64)))

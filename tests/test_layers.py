@@ -77,7 +77,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "report": (set(BASE), set()),
     **{name: ({"errors"}, set()) for name in sorted(BASE - {"errors"})},
     "errors": (set(), set()),
-    "__init__": ({"api", "accuracy", "compression", "artifact", "frontend", "ir", "passes", *BASE}, set()),
+    "__init__": ({"api", "accuracy", "compression", "artifact", "frontend", "ir", "ops", "passes", *BASE}, set()),
     "__main__": ({"cli"}, set()),
 }
 STANDARD = set(__import__("sys").stdlib_module_names)

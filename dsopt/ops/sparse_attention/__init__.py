@@ -1,10 +1,20 @@
-"""The operator dsopt::sparse_attention."""
+"""The operator dsopt::sparse_attention, and caches of keys and values for generating text."""
 
 from __future__ import annotations
 
+from dsopt.ops.sparse_attention.cache import DenseCache, SparseCache
 from dsopt.ops.sparse_attention.operator import OPERATOR
 from dsopt.ops.sparse_attention.reference import attend_selected, sparse_attention
 from dsopt.ops.sparse_attention.selection import Selection, select
 from dsopt.ops.sparse_attention.work import Work
 
-__all__ = ["OPERATOR", "Selection", "Work", "attend_selected", "select", "sparse_attention"]
+__all__ = [
+    "OPERATOR",
+    "DenseCache",
+    "Selection",
+    "SparseCache",
+    "Work",
+    "attend_selected",
+    "select",
+    "sparse_attention",
+]

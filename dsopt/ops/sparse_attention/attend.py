@@ -42,7 +42,7 @@ def node_rows(cover: Cover, picks: Chosen, singles: Rows, pyramid: Sequence[Leve
         _less(sums, node, taken[..., None] * each) for sums, each in ((keys, singles.key), (values, singles.value))
     )
     both = keys.shape[3] + values.shape[3]
-    work.add("residual", (float(picks.is_valid.sum()) + float(cover.is_valid.sum())) * both)
+    work.add("residual", (picks.is_valid.sum() + cover.is_valid.sum()) * both)
     # written so that what is not a number stays: it would otherwise be left out without a word
     is_any = cover.is_valid & ~(rest <= LEAST_REST * total)
     safe = torch.where(is_any, rest, 1.0)
@@ -77,7 +77,7 @@ def attend(query: Tensor, rows: Sequence[Rows], hidden: Sequence[Tensor | None],
         ], 3,
     )  # fmt: skip
     values = torch.cat([part.value for part in rows], 2)
-    work.add("picks", float((logits > -torch.inf).sum()) * (query.shape[3] + values.shape[3]))
+    work.add("picks", (logits > -torch.inf).sum() * (query.shape[3] + values.shape[3]))
     highest = logits.amax(3, keepdim=True) if logits.shape[3] else logits.new_zeros((*logits.shape[:3], 1))
     parts = (logits - highest.detach().nan_to_num(neginf=0.0)).exp()
     total = parts.sum(3, keepdim=True)

@@ -65,7 +65,7 @@ def find_keys(tiles: Tiles, pyramid: Sequence[Level], key: Tensor, bias: Tensor,
     keys = (found.index[..., None] * LEAF + torch.arange(LEAF, device=key.device)).flatten(2)
     candidates = Chosen(keys, found.is_valid.repeat_interleave(LEAF, 2))
     scores = products(key, keys, tiles.probe) + take(bias, keys)
-    work.add("scoring", float(candidates.is_valid.sum()) * key.shape[2])
+    work.add("scoring", candidates.is_valid.sum() * key.shape[2])
     scores = scores.masked_fill(~candidates.is_valid, -torch.inf)
     return _best(candidates, _near_first(tiles, keys, 1, scores), plan.picks, work)[0]
 
@@ -115,7 +115,7 @@ def _node_scores(tiles: Tiles, level: Level, found: Chosen, work: Work) -> Tenso
     weight = take(level.weight, found.index)
     scores = products(level.key, found.index, tiles.probe) / weight
     scores = scores + (weight / take(level.count, found.index)).log()
-    work.add("scoring", float(found.is_valid.sum()) * level.key.shape[2])
+    work.add("scoring", found.is_valid.sum() * level.key.shape[2])
     return scores.masked_fill(~found.is_valid | (weight == 0), -torch.inf)
 
 

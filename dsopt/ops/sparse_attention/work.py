@@ -19,9 +19,9 @@ class Work:
     )
     dense: float = 0.0
 
-    def add(self, part: str, multiply_adds: float) -> None:
+    def add(self, part: str, multiply_adds: float | Tensor) -> None:
         """Count some."""
-        self.parts[part] += multiply_adds
+        self.parts[part] += float(multiply_adds)
 
     def sort(self, lengths: Tensor) -> None:
         """Count the comparisons of sorting lists of these lengths (any shape, int64)."""
@@ -37,3 +37,13 @@ class Work:
     def share(self) -> float:
         """Return the part of dense attention's work, 1.0 of nothing."""
         return self.total / self.dense if self.dense else 1.0
+
+
+class Uncounted(Work):
+    """Counts nothing, and looks at no tensor's value, so that what it is given to can be captured."""
+
+    def add(self, part: str, multiply_adds: float | Tensor) -> None:
+        """Count nothing."""
+
+    def sort(self, lengths: Tensor) -> None:
+        """Count nothing."""

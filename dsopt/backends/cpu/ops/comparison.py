@@ -88,13 +88,19 @@ def convert_bitwise_not(cx: Emitter, a: fx.Node) -> Value:
     return cx.op("Not" if cx.dtype == torch.bool else "BitwiseNot", cx.value(a))
 
 
-@converter("aten.bitwise_left_shift.Tensor", "aten.bitwise_left_shift.Tensor_Scalar", "aten.__lshift__.Scalar")
+@converter(
+    "aten.bitwise_left_shift.Tensor", "aten.bitwise_left_shift.Tensor_Scalar", "aten.bitwise_left_shift.Scalar_Tensor",
+    "aten.__lshift__.Scalar", "aten.__lshift__.Tensor",
+)  # fmt: skip
 def convert_left_shift(cx: Emitter, a: Any, b: Any) -> Value:
     """Write a 2^b; ONNX shifts unsigned ints only."""
     return cx.op("Mul", cx.operand(a, cx.dtype), _power_of_two(cx, b))
 
 
-@converter("aten.bitwise_right_shift.Tensor", "aten.bitwise_right_shift.Tensor_Scalar", "aten.__rshift__.Scalar")
+@converter(
+    "aten.bitwise_right_shift.Tensor", "aten.bitwise_right_shift.Tensor_Scalar", "aten.bitwise_right_shift.Scalar_Tensor",
+    "aten.__rshift__.Scalar", "aten.__rshift__.Tensor",
+)  # fmt: skip
 def convert_right_shift(cx: Emitter, a: Any, b: Any) -> Value:
     """Write floor(a / 2^b), which is the arithmetic shift."""
     return floor_divide(cx, cx.operand(a, cx.dtype), _power_of_two(cx, b))

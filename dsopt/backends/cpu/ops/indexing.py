@@ -203,14 +203,16 @@ def convert_searchsorted(
     side: str | None = None,
     sorter: fx.Node | None = None,
 ) -> Value:
-    """Write where each value would be put in a sorted vector."""
-    if cx.rank(boundaries) != 1 or sorter is not None:
-        raise RefusalError("searchsorted in a table of several rows, or by a sorter", "search in one sorted vector")
+    """Write where each value would be put in a sorted vector, or in the sorted row that belongs to its own row."""
+    if sorter is not None:
+        raise RefusalError("searchsorted by a sorter", "sort the boundaries")
     return _count_below(cx, boundaries, values, right or side == "right")
 
 
 def _count_below(cx: Emitter, boundaries: fx.Node, values: fx.Node, right: bool) -> Value:
     dtype = cx.value(values).dtype
     column, row = cx.unsqueeze(cx.value(values), cx.rank(values)), cx.cast(cx.value(boundaries), dtype)
+    if cx.rank(boundaries) > 1:
+        row = cx.unsqueeze(row, cx.rank(boundaries) - 1)
     below = cx.op("LessOrEqual" if right else "Less", row, column, dtype=torch.bool)
     return cx.cast(cx.op("ReduceSum", cx.cast(below, torch.int64), cx.vector([-1]), keepdims=0), cx.dtype)

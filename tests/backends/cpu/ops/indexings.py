@@ -90,5 +90,11 @@ CASES.add("slice_scatter", lambda x, v: x.slice_scatter(v, 2, 1, 4), X, floats("
 CASES.add("slice_scatter_step", lambda x, v: x.slice_scatter(v, 2, 0, 5, 2), X, floats("B", 3, 3))
 CASES.add("slice_scatter_all", lambda x, v: x.slice_scatter(v, 1), X, X)
 CASES.add("masked_scatter", lambda x, m, v: x.masked_scatter(m, v), X, bools("B", 3, 5), floats("B", 3, 5))
+CASES.add(
+    "searchsorted_rows",
+    lambda b, x: torch.searchsorted(b.sort(-1).values, x, right=True),
+    floats("B", 3, 5),
+    floats("B", 3, 4),
+)
 CASES.add("bucketize", lambda x, b: torch.bucketize(x, b), X, value([-1.0, 0.0, 0.5]))
 CASES.add("searchsorted_right", lambda x, b: torch.searchsorted(b, x, right=True), X, value([-1.0, 0.0, 0.5]))
