@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dsopt.ops.sparse_attention.operator import OPERATOR
+from dsopt.ops.sparse_attention.operator import OPERATOR, multiply_adds
 from dsopt.ops.sparse_attention.reference import attend_selected, sparse_attention
+from dsopt.ops.sparse_attention.schedule import picked
 from dsopt.ops.sparse_attention.selection import Selection, select
 from dsopt.ops.sparse_attention.work import Work
 
-__all__ = ["OPERATOR", "Selection", "Work", "attend_selected", "select", "sparse_attention"]
+__all__ = ["OPERATOR", "Selection", "Work", "attend_selected", "multiply_adds", "picked", "select", "sparse_attention"]

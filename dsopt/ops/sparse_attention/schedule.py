@@ -18,7 +18,10 @@ OPENED, FINE_NODE = 4, 128
 """Of what is not picked, the `OPENED` best nodes of each level are looked at more closely, down to nodes of `FINE_NODE` keys."""
 
 UNITS = ("keys", "log2", "share")
-"""What a budget counts: keys; keys for each doubling of the sequence; or a share of the multiply-adds of dense attention."""
+"""What a budget counts: keys; keys for each doubling of the sequence; or a share of the multiply-adds of dense attention without a mask.
+
+A causal mask halves the work of dense attention and leaves that of a tile's picks as it is, so there a share is about twice as much.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def picked(budget: float, unit: str, queries: int, keys: int, head: int, value_h
 def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, tile: int) -> float:
     """Return the multiply-adds of one head, without causality; an addition or a comparison counts as one.
 
-    It is what the counter of the reference comes to where no key is masked, up to the last tile, which may be shorter.
+    It is what the counter of the reference comes to where no key is masked, up to the last tile, which may be shorter, and to nodes
+    whose keys are all picked. Under a causal mask the counter comes to about as much.
     """
     both = head + value_head
     if plan.is_dense:
