@@ -104,8 +104,8 @@ def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, ti
         scored, compared = scored + found, compared + _sorting(found)
     keys_scored = LEAF * min(found, plan.beam)
     picks = min(plan.picks, keys_scored)
-    nodes, covered = cover_size(plan, leaves)
-    search = head * (scored + keys_scored + covered) + compared + _sorting(keys_scored)
+    nodes, covered, also_compared = _cover(plan, leaves)
+    search = head * (scored + keys_scored + covered) + compared + also_compared + _sorting(keys_scored)
     remainder = picks * both + nodes * both
     attended = tile * (picks + nodes + keys - leaves * LEAF) * both
     return float(pooling + queries * head + tiles * (search + remainder + attended))
@@ -113,15 +113,22 @@ def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, ti
 
 def cover_size(plan: Schedule, leaves: int) -> tuple[int, int]:
     """Return how many nodes stand for `leaves` leaves, and how many scores that takes."""
+    return _cover(plan, leaves)[:2]
+
+
+def _cover(plan: Schedule, leaves: int) -> tuple[int, int, float]:
+    """Return nodes, scores and comparisons."""
     candidates = leaves >> plan.top
     nodes = scored = opened = 0
+    compared = 0.0
     for level in range(plan.top, -1, -1):
         if level < plan.top:
             candidates = (2 * opened if level >= plan.fine else 0) + ((leaves >> level) & 1)
-        opened = min(OPENED, candidates) if level > plan.fine else 0
-        scored += candidates if level > plan.fine else 0
+        opened = 0
+        if level > plan.fine:
+            opened, scored, compared = min(OPENED, candidates), scored + candidates, compared + _sorting(candidates)
         nodes += candidates - opened
-    return nodes, scored
+    return nodes, scored, compared
 
 
 def _sorting(count: int) -> float:
