@@ -76,9 +76,13 @@ def test_the_search_equals_one_written_with_lists(call: Call) -> None:
 
 @pytest.mark.parametrize(("S", "tile"), [(1023, 128), (4099, 1025), (8200, 4000)])
 @pytest.mark.parametrize("causal", ["none", "end"])
-def test_long_searches_equal_one_written_with_lists(S: int, tile: int, causal: str) -> None:
-    """Of 8,200 keys a search begins above the leaves and drops nodes at each level."""
-    call = sample(S, heads=1, D=3, E=2, dtype=torch.float64, tile=tile, causal=causal)
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_long_searches_equal_one_written_with_lists(S: int, tile: int, causal: str, is_masked: bool) -> None:
+    """Of 8,200 keys a search begins above the leaves and drops nodes at each level; nodes with masked keys compete with full ones."""
+    bias = (
+        added(S).masked_fill((added(S, seed=2) > 0) & (torch.arange(S) % 700 > 200), -math.inf) if is_masked else None
+    )
+    call = sample(S, heads=1, D=3, E=2, dtype=torch.float64, tile=tile, causal=causal, bias=bias)
     check_partition(call)
     for b, h, t, chosen, nodes, _ in all_parts(call):
         assert (chosen, nodes) == search(call, b, h, t)
