@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dsopt.ir.torch_private import hint_of
+from dsopt.ir.torch_private import hint_of, named_arguments
+from dsopt.ops import sparse_attention
 
 
 def multiply_adds(node: fx.Node) -> int:
@@ -57,6 +58,13 @@ def _attention(node: fx.Node) -> int:
     return prod(query) * keys[-2] + prod(_sizes(node)) * keys[-2]
 
 
+def _sparse_attention(node: fx.Node) -> int:
+    """Selection included; a causal mask saves next to nothing, since every tile has its picks."""
+    named = named_arguments(node)
+    query, key, value = (_sizes(named[name]) for name in ("query", "key", "value"))
+    return sparse_attention.multiply_adds(query, key, value, named["budget"], named["unit"], named["tile"])
+
+
 def _recurrent(node: fx.Node) -> int:
     """Every step of every sample meets every weight matrix of every layer and direction once."""
     parameters: Any = node.args[2]
@@ -92,6 +100,7 @@ _COUNTS: dict[str, Callable[[fx.Node], int]] = {
     **dict.fromkeys(["matmul", "mm", "bmm", "mv", "dot"], _matrix_product(0)),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _matrix_product(1)),
     "scaled_dot_product_attention": _attention,
+    "sparse_attention": _sparse_attention,
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
     **dict.fromkeys(["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], _cell),
     "einsum": _einsum,

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from dsopt.ir import Program, Rewriter
+from dsopt.ir.torch_private import named_arguments
 from dsopt.passes.base import Pass, PassContext
 
 _ATEN = torch.ops.aten
@@ -37,6 +38,7 @@ _RESHAPES = {
     _ATEN._unsafe_view.default,
     _ATEN.slice.Tensor,
 }
+_ATTENTION = {_ATEN.scaled_dot_product_attention.default, torch.ops.dsopt.sparse_attention.default}
 _SAME_PADDED: dict[Any, Any] = {
     _ATEN.conv1d.padding: _ATEN.conv1d.default,
     _ATEN.conv2d.padding: _ATEN.conv2d.default,
@@ -66,7 +68,7 @@ class Canonicalize(Pass):
                 rewriter.changes.append(f"%{node.name} guard dropped")
             elif node.target in _COPIES or (node.target in _RESHAPES and _keeps_shape(node)):
                 _bypass(rewriter, node)
-            elif node.target is _ATEN.scaled_dot_product_attention.default:
+            elif node.target in _ATTENTION:
                 _freeze_scale(rewriter, node)
             elif node.target is operator.getitem:
                 _join_batch_norm(rewriter, node)
@@ -97,14 +99,17 @@ def _keeps_shape(node: fx.Node) -> bool:
 
 def _freeze_scale(rewriter: Rewriter, node: fx.Node) -> None:
     """The default scale is 1/sqrt(D) of the query that comes in; a pass that cuts heads would silently change it."""
-    if node.kwargs.get("scale") is None:
-        query = node.args[0]
-        assert isinstance(query, fx.Node)
-        head_size = query.meta["val"].shape[-1]
-        if isinstance(head_size, int):
-            rewriter.set_keyword(node, "scale", 1.0 / math.sqrt(head_size))
-        else:
-            rewriter.skip(node, "the head size varies, so its scale cannot be frozen")
+    if named_arguments(node)["scale"] is not None:
+        return
+    query = node.args[0]
+    assert isinstance(query, fx.Node)
+    head_size = query.meta["val"].shape[-1]
+    if not isinstance(head_size, int):
+        rewriter.skip(node, "the head size varies, so its scale cannot be frozen")
+    elif node.target is _ATEN.scaled_dot_product_attention.default:
+        rewriter.set_keyword(node, "scale", 1.0 / math.sqrt(head_size))
+    else:
+        rewriter.set_argument(node, 5, 1.0 / math.sqrt(head_size))
 
 
 def _join_batch_norm(rewriter: Rewriter, node: fx.Node) -> None:

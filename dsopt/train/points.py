@@ -16,7 +16,8 @@ from dsopt.ir.blocks import find_layers
 from dsopt.ir.torch_private import is_operator, named_arguments
 
 _ATEN = torch.ops.aten
-_FUSED = _ATEN.scaled_dot_product_attention.default
+_SPARSE = torch.ops.dsopt.sparse_attention.default
+_FUSED = (_ATEN.scaled_dot_product_attention.default, _SPARSE)
 _SOFTMAX = (_ATEN.softmax.int, _ATEN._softmax.default)
 _PRODUCTS = (_ATEN.matmul.default, _ATEN.bmm.default)
 _TRANSPARENT = (_ATEN.dropout.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.to.dtype)
@@ -37,7 +38,7 @@ class Point:
         """Return the names of the nodes whose values are needed."""
         nodes = {self.hidden} if hidden else set()
         for node in self.attention if attention else ():
-            nodes |= set(_operands(node)) if node.target is _FUSED else {node}
+            nodes |= set(_operands(node)) if node.target in _FUSED else {node}
         return {node.name for node in nodes}
 
 
@@ -100,7 +101,7 @@ def _is_float(node: fx.Node) -> bool:
 
 def _attends(node: fx.Node) -> bool:
     """Tell whether a node is attention: the fused operator, or a softmax over the last axis that weights the rows of a product."""
-    if node.target is _FUSED:
+    if node.target in _FUSED:
         return True
     if node.target not in _SOFTMAX or node.args[1] not in (-1, node.meta["val"].dim() - 1):
         return False
@@ -119,29 +120,34 @@ def _weights(product: fx.Node, weights: fx.Node) -> bool:
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     named = named_arguments(node)
-    return [item for item in (named["query"], named["key"], named["attn_mask"]) if isinstance(item, fx.Node)]
+    given = (named["query"], named["key"], named["bias" if node.target is _SPARSE else "attn_mask"])
+    return [item for item in given if isinstance(item, fx.Node)]
 
 
 def attention_map(node: fx.Node, values: Values) -> Tensor:
     """Return how much each query of an attention node looks at each key, (..., H, T, S), rows of sum 1, before any dropout.
 
     The fused operator does not give it: softmax(q k^T scale + mask) is computed anew from its operands (Vaswani et al. 2017, 3.2.1).
-    A query that may see no key looks at all alike.
+    A query that may see no key looks at all alike. Sparse attention has the map of the dense attention that it stands for.
     """
-    if not is_operator(node.target) or node.target is not _FUSED:
+    if not is_operator(node.target) or node.target not in _FUSED:
         return values[node.name]
     named = named_arguments(node)
     query, key = values[named["query"].name], values[named["key"].name]
-    if named["enable_gqa"]:
+    if named.get("enable_gqa", True):
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scale = named["scale"]
     scores = query @ key.transpose(-1, -2) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     least = torch.finfo(scores.dtype).min
-    mask = named["attn_mask"]
-    if named["is_causal"]:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    is_sparse = node.target is _SPARSE
+    mask, causal = (
+        (named["bias"], named["causal"]) if is_sparse else (named["attn_mask"], ("none", "start")[named["is_causal"]])
+    )
+    if causal != "none":
+        behind = scores.shape[-1] - scores.shape[-2] if causal == "end" else 0
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(behind)
         scores = scores.masked_fill(~seen, least)
-    elif mask is not None:
+    if mask is not None:
         given = values[mask.name]
         is_bool = given.dtype == torch.bool
         scores = scores.masked_fill(~given, least) if is_bool else (scores + given).clamp(min=least)

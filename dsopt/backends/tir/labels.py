@@ -7,6 +7,7 @@ from dsopt.backends.tir.registry import identifier
 _KERNEL_WORDS = {
     "batch_norm": "norm", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "conv_act": "conv", "convolution": "conv",
     "add_act": "add", "layer_norm": "norm", "linear_act": "linear", "scaled_dot_product_attention": "attention",
+    "sparse_attention": "attention",
     "dequantize_channel": "dequantize", "q_layer_norm": "norm",
     "q_conv_add": "conv",
     **{f"q_{word}": word for word in ("conv", "linear", "matmul", "add", "mul", "rescale", "lookup", "embedding", "softmax",

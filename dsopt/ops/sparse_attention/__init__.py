@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dsopt.ops.sparse_attention.cache import DenseCache, SparseCache
-from dsopt.ops.sparse_attention.operator import OPERATOR
+from dsopt.ops.sparse_attention.operator import OPERATOR, multiply_adds
 from dsopt.ops.sparse_attention.reference import attend_selected, sparse_attention
+from dsopt.ops.sparse_attention.schedule import picked
 from dsopt.ops.sparse_attention.selection import Selection, select
 from dsopt.ops.sparse_attention.work import Work
 
@@ -15,6 +16,8 @@ __all__ = [
     "SparseCache",
     "Work",
     "attend_selected",
+    "multiply_adds",
+    "picked",
     "select",
     "sparse_attention",
 ]

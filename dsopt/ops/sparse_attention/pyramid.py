@@ -40,7 +40,7 @@ class Level:
 
 def _grouped(values: Tensor, size: int) -> Tensor:
     """Add up every `size` along dim 1."""
-    return values.reshape(values.shape[0], -1, size, *values.shape[2:]).sum(2)
+    return values.reshape(values.shape[0], values.shape[1] // size, size, *values.shape[2:]).sum(2)
 
 
 def build(key: Tensor, value: Tensor, weight: Tensor, work: Work) -> list[Level]:

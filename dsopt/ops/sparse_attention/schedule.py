@@ -18,7 +18,10 @@ OPENED, FINE_NODE = 4, 128
 """Of what is not picked, the `OPENED` best nodes of each level are looked at more closely, down to nodes of `FINE_NODE` keys."""
 
 UNITS = ("keys", "log2", "share")
-"""What a budget counts: keys; keys for each doubling of the sequence; or a share of the multiply-adds of dense attention."""
+"""What a budget counts: keys; keys for each doubling of the sequence; or a share of the multiply-adds of dense attention without a mask.
+
+A causal mask halves the work of dense attention and leaves that of a tile's picks as it is, so there a share is about twice as much.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def picked(budget: float, unit: str, queries: int, keys: int, head: int, value_h
 def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, tile: int) -> float:
     """Return the multiply-adds of one head, without causality; an addition or a comparison counts as one.
 
-    It is what the counter of the reference comes to where no key is masked, up to the last tile, which may be shorter.
+    It is what the counter of the reference comes to where no key is masked, up to the last tile, which may be shorter, and to nodes
+    whose keys are all picked. Under a causal mask the counter comes to about as much.
     """
     both = head + value_head
     if plan.is_dense:
@@ -100,8 +104,8 @@ def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, ti
         scored, compared = scored + found, compared + _sorting(found)
     keys_scored = LEAF * min(found, plan.beam)
     picks = min(plan.picks, keys_scored)
-    nodes, covered = cover_size(plan, leaves)
-    search = head * (scored + keys_scored + covered) + compared + _sorting(keys_scored)
+    nodes, covered, also_compared = _cover(plan, leaves)
+    search = head * (scored + keys_scored + covered) + compared + also_compared + _sorting(keys_scored)
     remainder = picks * both + nodes * both
     attended = tile * (picks + nodes + keys - leaves * LEAF) * both
     return float(pooling + queries * head + tiles * (search + remainder + attended))
@@ -109,15 +113,22 @@ def work(plan: Schedule, queries: int, keys: int, head: int, value_head: int, ti
 
 def cover_size(plan: Schedule, leaves: int) -> tuple[int, int]:
     """Return how many nodes stand for `leaves` leaves, and how many scores that takes."""
+    return _cover(plan, leaves)[:2]
+
+
+def _cover(plan: Schedule, leaves: int) -> tuple[int, int, float]:
+    """Return nodes, scores and comparisons."""
     candidates = leaves >> plan.top
     nodes = scored = opened = 0
+    compared = 0.0
     for level in range(plan.top, -1, -1):
         if level < plan.top:
             candidates = (2 * opened if level >= plan.fine else 0) + ((leaves >> level) & 1)
-        opened = min(OPENED, candidates) if level > plan.fine else 0
-        scored += candidates if level > plan.fine else 0
+        opened = 0
+        if level > plan.fine:
+            opened, scored, compared = min(OPENED, candidates), scored + candidates, compared + _sorting(candidates)
         nodes += candidates - opened
-    return nodes, scored
+    return nodes, scored, compared
 
 
 def _sorting(count: int) -> float:

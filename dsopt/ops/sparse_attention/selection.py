@@ -72,13 +72,13 @@ def select(
     with torch.no_grad():
         for group in together(query, key, value, bias, causal, scale, plans(query, key, value, budget, unit, tile)):
             some = search(group, pyramid_of(group, Work()), causal, tile, window, Work())
-            found.append(_in_front(some))
+            heads_of = (batch, len(group.members))
+            found.append(Selection.of([each.reshape(*heads_of, *each.shape[1:]) for each in _in_front(some).tensors]))
             members += group.members
     if not found:
         return _nothing(torch.zeros(batch, heads, -(-queries // tile), 2, dtype=torch.int64, device=query.device))
     order = torch.tensor(members, device=query.device).argsort()
-    parts = zip(*(each.tensors for each in found), strict=True)
-    return Selection.of([_joined([each.view(batch, -1, *each.shape[1:]) for each in part])[:, order] for part in parts])
+    return Selection.of([_joined(parts)[:, order] for parts in zip(*(each.tensors for each in found), strict=True)])
 
 
 def _nothing(exact: Tensor) -> Selection:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from dsopt.ir.multiply_adds import multiply_adds
-from dsopt.ir.torch_private import is_operator, named_arguments
-from dsopt.passes.prune.axes import Expr
+from dsopt.ir.torch_private import hint_of, is_operator, named_arguments
+from dsopt.passes.prune.axes import Expr, fixed
 from dsopt.passes.prune.channels import Channels, Keep
 from dsopt.passes.prune.inference import AxisInference
 from dsopt.passes.prune.rules.base import packet_name, rank
@@ -90,6 +90,8 @@ def _products(inference: AxisInference, node: fx.Node) -> list[tuple[Expr, ...]]
     if name == "scaled_dot_product_attention":
         keys = inference.axes(named["key"])[-2]
         return [(*inference.axes(named["query"]), keys), (*inference.axes(node), keys)]
+    if name == "sparse_attention":
+        return _sparse_attention(inference, node, named)
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and "params" in named:
         steps = inference.axes(named["input"])[:-1]
         return [(*steps, *inference.axes(each)) for each in named["params"] if rank(each) == 2]
@@ -99,6 +101,15 @@ def _products(inference: AxisInference, node: fx.Node) -> list[tuple[Expr, ...]]
     if name == "einsum":
         return _einsum(inference, node, named)
     return []
+
+
+def _sparse_attention(inference: AxisInference, node: fx.Node, named: dict[str, Any]) -> list[tuple[Expr, ...]]:
+    """What it takes goes by heads and head sizes; how many keys each looks at is taken as it is."""
+    batch, heads, _, head = inference.axes(named["query"])
+    value_head = inference.axes(node)[3]
+    each = [hint_of(size) for size in (*inference.shape(named["query"]), inference.shape(node)[3])]
+    rows = multiply_adds(node) // max(1, each[0] * each[1] * (each[3] + each[4]))
+    return [(batch, heads, fixed(rows), width) for width in (head, value_head)]
 
 
 def _convolution(inference: AxisInference, node: fx.Node, named: dict[str, Any]) -> list[tuple[Expr, ...]]:

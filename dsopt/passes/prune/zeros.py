@@ -66,7 +66,7 @@ _KINDS: dict[str, str] = {
     **each("outer ger", "outer"),
     "einsum": "einsum",
     **each("where masked_fill hardswish fill copy dsopt.add_act", "pointwise"),
-    "scaled_dot_product_attention": "value",
+    **each("scaled_dot_product_attention dsopt.sparse_attention", "value"),
     **each("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", "weights"),
     **each("ones_like full_like empty_like rand_like randn_like", "nothing"),
 }  # fmt: skip

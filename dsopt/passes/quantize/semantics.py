@@ -112,6 +112,7 @@ _REASONS = {
     "einsum": "einsum has no integer form here; matmul has",
     "lstm": "packed sequences and projections have no integer form here",
     "scaled_dot_product_attention": "its mask or its dropout has no integer form here",
+    "sparse_attention": "which keys it looks at is decided in floats, and has no integer form here",
 }
 
 

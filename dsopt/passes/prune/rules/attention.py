@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: heads and head sizes of queries, keys and values go together."""
+"""Scaled dot-product attention, dense and sparse: heads and head sizes of queries, keys and values go together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from dsopt.ops.sparse_attention import picked
 from dsopt.passes.prune.axes import fixed, is_fixed
 from dsopt.passes.prune.rules.base import Call, Named, Resize, Result, Rule, Unknown, Widths, rank, result_sizes, tensor
 
@@ -27,8 +28,9 @@ def _attention(inference: AxisInference, node: fx.Node, named: Named) -> Result:
     inference.pin_dims(k, (-2,), "each key changes the weights of all")
     inference.pin_dims(q, (-2,), "its rows are places, not channels")
     out = result_sizes(node)
-    mask = None if named["attn_mask"] is None else tensor(named["attn_mask"])
-    if named.get("enable_gqa") and inference.shape(q)[-3] != inference.shape(k)[-3]:
+    given = named["bias"] if "bias" in named else named["attn_mask"]
+    mask = None if given is None else tensor(given)
+    if named.get("enable_gqa", True) and inference.shape(q)[-3] != inference.shape(k)[-3]:
         _group_queries(inference, q, k, v)
     batch = []
     for index in range(len(out) - 2):
@@ -64,5 +66,29 @@ def _freeze_scale(widths: Widths, node: fx.Node, named: Named) -> Call | None:
     return node.target, {**named, "scale": 1 / sqrt(int(widths.inference.shape(q)[-1]))}
 
 
-RULES: dict[str, Rule] = {"scaled_dot_product_attention": _attention}
-RESIZES: dict[str, Resize] = {"scaled_dot_product_attention": _freeze_scale}
+def _resize_sparse(widths: Widths, node: fx.Node, named: Named) -> Call | None:
+    """Heads take their budgets with them, and a share stays the number of keys that it was, where sizes do not vary."""
+    inference = widths.inference
+    frozen = _freeze_scale(widths, node, named)
+    written = named if frozen is None else frozen[1]
+    q, v = tensor(named["query"]), tensor(named["value"])
+    sizes = [each for x in (q, v) for each in inference.shape(x)[2:]]
+    is_narrower = any(widths.is_cut(inference.dim(each, 3)) for each in (q, v))
+    if is_narrower and named["unit"] == "share" and all(isinstance(size, int) for size in sizes):
+        queries, head, keys, value_head = map(int, sizes)
+        budget = [
+            float(picked(each, "share", queries, keys, head, value_head, named["tile"])) for each in named["budget"]
+        ]
+        written = {**written, "budget": budget, "unit": "keys"}
+    expr = inference.dim(q, 1)
+    if len(named["budget"]) > 1 and widths.is_cut(expr):
+        kept = [each for each, is_kept in zip(written["budget"], widths.mask(expr), strict=True) if is_kept]
+        written = {**written, "budget": kept}
+    return None if written is named else (node.target, written)
+
+
+RULES: dict[str, Rule] = {"scaled_dot_product_attention": _attention, "dsopt.sparse_attention": _attention}
+RESIZES: dict[str, Resize] = {
+    "scaled_dot_product_attention": _freeze_scale,
+    "dsopt.sparse_attention": _resize_sparse,
+}
