@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "dsopt"
 
-BASE = {"dims", "errors", "nesting", "zip_limits", "target"}
+BASE = {"dims", "errors", "nesting", "sparse_schedule", "zip_limits", "target"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     # layer: (may import of dsopt, may import of others)
     "cli": (
@@ -66,7 +66,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "passes": ({"ir", "ops", "native", *BASE}, {"torch", "numpy"}),
     "frontend": ({"ir", "ops", *BASE}, {"torch", "onnx", "numpy"}),
     "ir": ({"ops", *BASE}, {"torch"}),
-    "ops": (set(), {"torch", "numpy"}),
+    "ops": ({"sparse_schedule"}, {"torch", "numpy"}),
     "npy": (set(), {"numpy"}),
     "native": (set(), set()),
     "runtime": ({"artifact", "simulate", "npy", *BASE}, {"numpy", "onnxruntime"}),

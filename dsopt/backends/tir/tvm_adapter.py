@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import tvm
+import tvm_ffi
 from tvm import tirx
-from tvm.ir import Range
+from tvm.ir import PointerType, PrimType, Range
 from tvm.s_tir import SBlock, SBlockRealize
 
-__all__ = ["Expr", "PrimFunc", "Stmt", "TirBuffer", "Var", "address", "analyzer", "block_function", "buffer", "constant", "element",
-           "lower_blocks", "sequence", "serial", "tirx", "variable"]  # fmt: skip
+__all__ = ["Expr", "PrimFunc", "Stmt", "TirBuffer", "Var", "address", "analyzer", "block_function", "buffer", "constant", "dtype_of",
+           "element", "lower_blocks", "machine_code", "pointed_at", "pointer", "raw_function", "sequence", "serial", "tirx",
+           "variable"]  # fmt: skip
 
 Expr: TypeAlias = Any
 """A TIR expression; TVM has no type annotations of its own."""
@@ -101,3 +105,48 @@ def sequence(statements: list[Stmt]) -> Stmt:
 def analyzer() -> Any:
     """Return a fresh arithmetic analyzer."""
     return tvm.sym.Analyzer()
+
+
+_FAR = 1 << 40
+"""Elements that memory behind a pointer may have: more than any; in 64 bits, so that indices are."""
+
+
+def dtype_of(value: Expr) -> str:
+    """Return the type of an expression, as "int64" or "float32x8"."""
+    return str(value.ty.dtype)
+
+
+def pointer(name: str, dtype: str) -> Var:
+    """Make a pointer parameter."""
+    return tirx.Var(name, PointerType(PrimType(dtype)))
+
+
+def pointed_at(source: Var, dtype: str) -> TirBuffer:
+    """Return the memory behind a pointer, indexed in 64 bits and without a bound."""
+    return tirx.decl_buffer((constant(_FAR, "int64"),), dtype, name=str(source.name), data=source)
+
+
+def raw_function(name: str, params: list[Var], behind: list[tuple[TirBuffer, Var]], body: list[Stmt]) -> PrimFunc:
+    """Make a C function `void name(params)` of statements. behind: the memory of each parameter that is a pointer.
+
+    Memory behind different pointers is taken to be different memory.
+    """
+    declared = [tirx.DeclBuffer(memory, data=source) for memory, source in behind]
+    function = tirx.PrimFunc(params, sequence([*declared, *body]))
+    return function.with_attr({"global_symbol": name, "tirx.noalias": True})
+
+
+def machine_code(function: PrimFunc, triple: str, cpu: str) -> bytes:
+    """Compile one raw function for one CPU by LLVM. Returns a relocatable object file, which may need others of the same kind.
+
+    It stops before TVM's packed calling convention, so that nothing of TVM is needed where the code runs. One function a file, so
+    that none is inlined: TVM tells LLVM that what two names point to differs, which is wrong of a parameter and what was given for it.
+    """
+    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
+    steps = [_T.BindTarget(target), _T.FlattenBuffer(), _T.LowerIntrin()]
+    module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
+    built = tvm_ffi.get_global_func("target.build.llvm")(tvm.ir.transform.Sequential(steps)(module), target)
+    with tempfile.TemporaryDirectory(prefix="dsopt-llvm-") as folder:
+        path = Path(folder) / "code.o"
+        built.write_to_file(str(path), "o")
+        return path.read_bytes()
