@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dsopt.backends.cpu.kernels import KERNEL_DTYPES, NARROW, WIDER, Typed
 from dsopt.backends.cpu.registry import RefusalError
+
+if TYPE_CHECKING:
+    from dsopt.backends.cpu.functions import Function
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -58,11 +61,12 @@ class Node:
 class GraphBuilder:
     """Collect nodes and stored tensors. Converters call `op`; names follow the current `scope`, the user's module path.
 
-    narrow: the dtypes of stored tensors that have one of `NARROW` in the file.
+    narrow: the dtypes of stored tensors that have one of `NARROW` in the file.  functions: by name, those that nodes call.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.functions: dict[str, Function] = {}
         self.initializers: dict[str, Tensor] = {}
         self.narrow: dict[str, torch.dtype] = {}
         self.scope = ""
@@ -97,7 +101,10 @@ class GraphBuilder:
     def constant(self, data: Any, dtype: torch.dtype) -> Value:
         """Store a small tensor (numbers, nested lists, numpy or torch), shared by all that use an equal one."""
         narrow = dtype if dtype in NARROW else None
-        tensor = torch.as_tensor(data).to(torch.int8 if narrow else dtype)
+        tensor = torch.as_tensor(
+            np.float64(data) if isinstance(data, float) else data
+        )  # as torch.float64, not as torch's default
+        tensor = tensor.to(torch.int8 if narrow else dtype)
         key = (dtype, tuple(tensor.shape), tensor.contiguous().view(-1).numpy().tobytes())
         if key not in self._constants:
             self._constants[key] = self.store(self.unique(f"constant.{len(self._constants)}"), tensor, narrow)

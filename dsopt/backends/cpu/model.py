@@ -13,6 +13,7 @@ from torch import Tensor
 from dsopt import __version__
 from dsopt.backends.cpu.builder import MICROSOFT, Body, GraphBuilder, Node
 from dsopt.backends.cpu.convert import Converted, Port
+from dsopt.backends.cpu.functions import DSOPT, Function
 from dsopt.backends.cpu.kernels import INT4, UINT4
 from dsopt.errors import VerifyError
 
@@ -104,11 +105,25 @@ def _model(converted: Converted, name: str, tensors: Iterable[TensorProto]) -> o
         value_info=[_value_info(port) for port in converted.inner],
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    if any(each.domain == MICROSOFT for node in nodes for each in node.walk()):
-        opsets.append(helper.make_opsetid(MICROSOFT, 1))
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    domains = {each.domain for node in nodes for each in node.walk()}
+    opsets += [helper.make_opsetid(domain, 1) for domain in (MICROSOFT, DSOPT) if domain in domains]
+    called = {each.op_type for node in nodes for each in node.walk() if each.domain == DSOPT}
+    functions = [_function(each) for name, each in sorted(converted.emitter.functions.items()) if name in called]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=functions)
     model.producer_name, model.producer_version = "dsopt", __version__
     return model
+
+
+def _function(function: Function) -> onnx.FunctionProto:
+    """Return a function; it cannot store tensors, so they are the results of nodes."""
+    body = function.body
+    constants = [
+        helper.make_node("Constant", [], [name], name=name, value=_stored(body, name)) for name in body.initializers
+    ]
+    return helper.make_function(
+        DSOPT, function.name, function.inputs, function.outputs, [*constants, *map(_node, body.nodes)],
+        [helper.make_opsetid("", OPSET)],
+    )  # fmt: skip
 
 
 def _serialize(model: onnx.ModelProto) -> bytes:
