@@ -11,6 +11,8 @@ from typing import Any
 
 from dsopt.runtime.executor import LayerCost
 
+WARM_UP_RUNS, PROFILED_RUNS = 3, 15
+
 _SUFFIX = "_kernel_time"
 
 

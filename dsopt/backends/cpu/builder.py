@@ -62,11 +62,13 @@ class GraphBuilder:
     """Collect nodes and stored tensors. Converters call `op`; names follow the current `scope`, the user's module path.
 
     narrow: the dtypes of stored tensors that have one of `NARROW` in the file.  functions: by name, those that nodes call.
+    dtypes: of the results of nodes.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.functions: dict[str, Function] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         self.initializers: dict[str, Tensor] = {}
         self.narrow: dict[str, torch.dtype] = {}
         self.scope = ""
@@ -149,6 +151,7 @@ class GraphBuilder:
             results.append(
                 Value(name if number == 0 else self.unique(f"{name}.{number}"), work if wanted == native else wanted)
             )
+            self.dtypes[results[-1].name] = results[-1].dtype
         names = [each.name if each is not None else "" for each in inputs]
         while names and not names[-1]:
             names.pop()
@@ -182,6 +185,7 @@ class GraphBuilder:
         if stored is not None and stored.numel() <= 64 and value.name not in self.narrow:
             return self.constant(stored.to(dtype), dtype)
         name = self.unique(f"{self.scope}/Cast" if self.scope else "Cast")
+        self.dtypes[name] = dtype
         self.nodes.append(Node("Cast", name, [value.name], [name], "", {"to": dtype}))
         return Value(name, dtype)
 
@@ -193,6 +197,7 @@ class GraphBuilder:
         if is_node_renamed:
             producer.name = name
         producer.outputs = [name if each == value.name else each for each in producer.outputs]
+        self.dtypes[name] = self.dtypes.pop(value.name, value.dtype)
         for outer in self.nodes[first:]:
             for node in outer.walk():
                 node.inputs = [name if each == value.name else each for each in node.inputs]

@@ -17,12 +17,16 @@ DSOPT = "dsopt"
 
 @dataclass(frozen=True)
 class Function:
-    """A function by name: its inputs and outputs are names in `body`, whose stored tensors become Constant nodes."""
+    """A function by name: its inputs and outputs are names in `body`, whose stored tensors become Constant nodes.
+
+    meaning: what it computes, for who has a faster way.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     body: FunctionBuilder
+    meaning: Any = None
 
 
 class FunctionBuilder(GraphBuilder):

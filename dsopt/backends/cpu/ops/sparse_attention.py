@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -50,7 +51,7 @@ def convert_sparse_attention(
 def _written(cx: Emitter, form: Form) -> str:
     """Add a function to the model and return its name: numbered, because the shapes of a name would say too little."""
     name = f"{NAME}{len(cx.functions)}"
-    cx.functions[name] = write(form, name)
+    cx.functions[name] = replace(write(form, name), meaning=form)
     return name
 
 
