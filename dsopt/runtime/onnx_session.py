@@ -71,9 +71,13 @@ def _has_vnni() -> bool:
 
 
 def open_model(
-    artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), profile_to: str = "", file: str = MODEL
-) -> Any:
-    """Return a session of ONNX Runtime. file: `MODEL`, or a segment of it, whose weights lie in the model. Raises ArtifactError."""
+    artifact: Artifact, threads: int, extra_outputs: Sequence[str] = (), profile_to: str = "", file: str = MODEL,
+    weights: Mapping[str, bytes] | None = None,
+) -> Any:  # fmt: skip
+    """Return a session of ONNX Runtime. Raises ArtifactError.
+
+    file: `MODEL`, or a segment of it, whose weights lie in the model.  weights: what `read_weights` gave, for several segments.
+    """
     options = _options(threads, profile_to)
     if file not in artifact.files:
         raise ArtifactError("DS0853", f"the artifact has no {file}", fix="compile the model again for cpu")
@@ -88,7 +92,7 @@ def open_model(
                 artifact.path_of(name)  # compares its hash
             return _session(str(path), options)
         if beside:
-            contents = [artifact.files[name] for name in beside]
+            contents = [weights[name] if weights else artifact.files[name] for name in beside]
             options.add_external_initializers_from_files_in_memory(beside, contents, [len(each) for each in contents])
         return _session(artifact.files[file] + with_outputs(extra_outputs), options)
     except ORT_ERRORS as problem:
@@ -98,6 +102,13 @@ def open_model(
             why=_sentence(problem),
             fix=f"compile the model again, or update onnxruntime ({ort.__version__} is installed)",
         ) from problem
+
+
+def read_weights(artifact: Artifact, has_paths: bool = False) -> dict[str, bytes]:
+    """Read the files that hold weights, once for all segments. has_paths: ONNX Runtime may read them itself where they lie on disk."""
+    if has_paths and artifact.path_of(MODEL) is not None:
+        return {}
+    return {name: artifact.files[name] for name in (MODEL, DATA) if name in artifact.files}
 
 
 def _options(threads: int, profile_to: str) -> Any:

@@ -18,7 +18,7 @@ from dsopt.artifact import Artifact
 from dsopt.runtime.executor import LayerCost, Profile
 from dsopt.runtime.onnx_names import layer_names, result_names
 from dsopt.runtime.onnx_profile import PROFILED_RUNS, WARM_UP_RUNS, read_profile
-from dsopt.runtime.onnx_session import differs, open_model, run_model
+from dsopt.runtime.onnx_session import differs, open_model, read_weights, run_model
 from dsopt.runtime.segment_plan import KernelFiles, KernelStep, Plan, SegmentStep, ViewStep
 
 Array = npt.NDArray[Any]
@@ -35,7 +35,8 @@ class SegmentExecutor:
         self._artifact, self._plan, self._threads = artifact, plan, threads
         self._names = result_names(artifact)
         self._kernels = [load_kernel(artifact, each, threads) for each in plan.kernels]
-        self._sessions = {step.file: self._open(step) for step in plan.steps if isinstance(step, SegmentStep)}
+        weights = read_weights(artifact, has_paths=True)
+        self._sessions = {step.file: self._open(step, weights) for step in self._segments()}
         self._frees = _frees(plan)
         self._copied = _copied(plan)
 
@@ -53,20 +54,26 @@ class SegmentExecutor:
         Opens the segments anew with all layers as outputs, so that what ONNX Runtime fused is computed apart here.
         """
         sessions, layers = {}, {}
+        weights = read_weights(self._artifact)
         for step in self._segments():
             layers[step.file] = list(dict.fromkeys([*step.outputs, *step.layers]))
             extra = [name for name in layers[step.file] if name not in step.outputs]
-            sessions[step.file] = open_model(self._artifact, self._threads, extra, file=step.file)
+            sessions[step.file] = open_model(self._artifact, self._threads, extra, file=step.file, weights=weights)
         values = self._run(feeds, sessions, layers, is_all_kept=True)
         return {node: values[name] for name, node in layer_names(self._artifact) if name in values}
 
     def profile(self, feeds: Mapping[str, Array]) -> Profile:
         """Run several times with clocks on, ONNX Runtime's own in segments, and return each layer's median."""
         clock: dict[str, list[float]] = {}
+        weights = read_weights(self._artifact, has_paths=True)
         with tempfile.TemporaryDirectory(prefix="dsopt-") as folder:
             sessions = {
                 step.file: open_model(
-                    self._artifact, self._threads, profile_to=f"{folder}/profile{number}", file=step.file
+                    self._artifact,
+                    self._threads,
+                    profile_to=f"{folder}/profile{number}",
+                    file=step.file,
+                    weights=weights,
                 )
                 for number, step in enumerate(self._segments())
             }
@@ -91,8 +98,8 @@ class SegmentExecutor:
     def _segments(self) -> list[SegmentStep]:
         return [step for step in self._plan.steps if isinstance(step, SegmentStep)]
 
-    def _open(self, step: SegmentStep) -> Any:
-        session = open_model(self._artifact, self._threads, file=step.file)
+    def _open(self, step: SegmentStep, weights: Mapping[str, bytes]) -> Any:
+        session = open_model(self._artifact, self._threads, file=step.file, weights=weights)
         for what, names, found in (
             ("input", step.inputs, session.get_inputs()), ("output", step.outputs, session.get_outputs()),
         ):  # fmt: skip
@@ -153,16 +160,13 @@ def _cores() -> int:
 
 def _viewed(array: Array, step: ViewStep) -> Array:
     try:
-        if step.transpose:
-            return array.transpose(step.transpose)
-        viewed: Array = array.reshape(
-            [array.shape[axis] if size == 0 else size for axis, size in enumerate(step.reshape)]
-        )
-        return viewed
+        sizes = [array.shape[axis] if size == 0 else size for axis, size in enumerate(step.reshape)]
+        viewed: Array = array.transpose(step.transpose) if step.transpose else array.reshape(sizes)
     except (ValueError, IndexError) as problem:
         raise differs(
             f"{step.of} has the shape {list(array.shape)}, which the view {step.name} does not fit"
         ) from problem
+    return viewed
 
 
 def _frees(plan: Plan) -> list[tuple[str, ...]]:
