@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from dsopt.backends.cpu import CpuBackend
 from dsopt.backends.cpu.portable import dense
 from dsopt.ops.sparse_attention.schedule import UNITS
 from dsopt.target import CpuTarget
 from tests.backends.cpu.attentions import ATTENTIONS, Attend
-from tests.backends.cpu.harness import assert_close, emit, executor_of, feeds, program_of, run
+from tests.backends.cpu.harness import Wrapped, assert_close, emit, executor_of, feeds, program_of, run
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3}
 
@@ -131,6 +132,25 @@ def test_memory_does_not_grow_with_the_square_of_the_length() -> None:
         largest.append(max(found))
         assert max(found) < length * length / 4
     assert largest[2] < 4.5 * largest[1]
+
+
+def test_a_profile_says_which_layer_called_a_function() -> None:
+    case = Attend(96, H=2)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Wrapped(case.module()), Wrapped(case.module())
+
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            result: Tensor = self.second(self.first(q, k, k), k, k[:, :, :, :8])
+            return result
+
+    inputs = (torch.randn(1, 2, 96, 8), torch.randn(1, 2, 96, 8))
+    program = program_of(Twice(), inputs)
+    layers = executor_of(program).profile(feeds(program, inputs)).layers
+    assert {layer.layer for layer in layers} >= {"first", "second"}
+    assert not [layer.node for layer in layers if "_inlfunc_" in layer.node]
 
 
 # ---- the model ----
