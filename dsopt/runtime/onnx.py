@@ -35,8 +35,8 @@ __all__ = ["DATA", "MODEL", "OnnxExecutor", "open_executor", "open_portable", "w
 def open_executor(artifact: Artifact, threads: int | None = None) -> OnnxExecutor | SegmentExecutor:
     """Load the model; its native kernels too, where it has some for this CPU and DSOPT_NATIVE is not 0.
 
-    Native kernels are machine code from the artifact, run after their hashes were compared with the manifest: who must not trust the
-    maker of an artifact sets DSOPT_NATIVE=0, and the same results come from standard operators, more slowly.
+    Native kernels are machine code from the artifact, run after their hashes were compared with the manifest: who does not
+    trust the maker of an artifact sets DSOPT_NATIVE=0, and the same results come from standard operators, more slowly.
     threads: of one operator; None takes the environment variable DSOPT_THREADS, and without it one for each core.
     Raises ArtifactError if ONNX Runtime refuses the model, UsageError if `threads` is not a number of threads.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ from tests.backends.cpu.attentions import ATTENTIONS, Attend
 from tests.backends.cpu.harness import Wrapped, assert_close, emit, executor_of, feeds, program_of, run
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_kernels() -> Iterator[None]:
+    """Write the portable form alone: compiling kernels takes long, and these tests do not run them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsopt.backends.cpu.native.build", lambda config: {})
+        yield
 
 
 def model_of(case: Attend) -> onnx.ModelProto:
