@@ -98,6 +98,14 @@ class Backend(Protocol):
         """
 
 
+@runtime_checkable
+class SeveralWays(Protocol):
+    """A backend whose artifacts may run in several ways, each of which is compared with the model."""
+
+    def other_executors(self, artifact: Artifact) -> Sequence[tuple[Executor, str]]:
+        """Open what `emit` made in each way that `check_executor` did not take, with the text that says where it runs."""
+
+
 INTEGER_LOWERING = "lower-integer,fold-constants,remove-dead-code"
 """What a quantised program goes through last where code is generated for integers; zero first states and tables are constants."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dsopt.artifact import Artifact
-from dsopt.backends.base import Backend
+from dsopt.backends.base import Backend, SeveralWays
 from dsopt.backends.conditioning import excused
 from dsopt.errors import CheckError
 from dsopt.ir import Program, example_inputs
@@ -107,6 +107,41 @@ def check_against(
     executor, place = backend.check_executor(artifact)
     if executor is None:
         return Agreement(0, data, tolerance, None, {}, place)
+    others = backend.other_executors(artifact) if isinstance(backend, SeveralWays) else ()
+    found = [
+        _agreement(way, place, artifact, program, (data, runs), tolerance, rewritten, float_twin)
+        for way, place in ((executor, place), *others)
+    ]
+    return found[0] if len(found) == 1 else _all_of(found)
+
+
+def _all_of(found: Sequence[Agreement]) -> Agreement:
+    """Return the worst of several ways to run an artifact."""
+    by_output: dict[str, float] = {}
+    for each in found:
+        for name, error in each.by_output.items():
+            by_output[name] = max(error, by_output.get(name, 0.0))
+    return replace(
+        found[0],
+        max_relative_error=max(each.max_relative_error or 0.0 for each in found),
+        by_output=by_output,
+        place=", and by ".join(each.place for each in found),
+        notes=tuple(dict.fromkeys(note for each in found for note in each.notes)),
+    )
+
+
+def _agreement(
+    executor: Executor,
+    place: str,
+    artifact: Artifact,
+    program: Program,
+    inputs: tuple[str, Sequence[tuple[torch.Tensor, ...]]],
+    tolerance: float,
+    rewritten: Program | None,
+    float_twin: Program | None,
+) -> Agreement:
+    """Compare one way to run an artifact, and close it. inputs: what they are, and those of each run."""
+    data, runs = inputs
     try:
         errors, empty = _compare(executor, program, runs)
         rounding = (
@@ -133,7 +168,7 @@ def check_against(
         lines += [f"the first layer that differs: {first}"] if first else []
         raise CheckError(
             "DS0403", f"the code emitted for {artifact.manifest['target']} disagrees with the model", where="\n".join(lines),
-            why=f"the largest allowed max|a-b| / max|b| is {tolerance:g}, on {data} inputs",
+            why=f"run by {place}, the largest allowed max|a-b| / max|b| is {tolerance:g}, on {data} inputs",
             fix="report it, naming the layer; --tolerance accepts a larger error (but no NaN in one and not in the other)",
         )  # fmt: skip
     notes = tuple(f"output {name!r} held no finite number, so nothing of it was compared" for name in sorted(empty))

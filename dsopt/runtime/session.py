@@ -34,6 +34,8 @@ _Form = tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]]
 def load(source: str | Path | Artifact, *, threads: int | None = None) -> Session:
     """Open an artifact for running. threads: of the CPU, None for as many as there are cores.
 
+    A cpu artifact may hold native kernels, which are code: loading it runs that code. With the environment variable DSOPT_NATIVE=0 its
+    `model.onnx` is run instead, with the same results, more slowly. Open artifacts of those whom you do not trust in this way.
     Raises ArtifactError if it is damaged, ToolchainError if what runs it is missing here.
     """
     return Session(source, threads=threads)

@@ -8,13 +8,15 @@ from dsopt.artifact import Artifact
 from dsopt.backends.base import Blocker, EmitOptions, refuse, signature_manifest, state_files
 from dsopt.backends.cpu.convert import convert
 from dsopt.backends.cpu.layers import layer_records
-from dsopt.backends.cpu.model import OPSET, model_files
+from dsopt.backends.cpu.model import OPSET, model_files, placed_files
+from dsopt.backends.cpu.native import has_functions, native_part
 from dsopt.backends.cpu.pipeline import cpu_pipeline
 from dsopt.backends.roofline import Machine, ram_bytes
 from dsopt.ir import Program
 from dsopt.passes.base import Pass
 from dsopt.runtime.executor import Executor
-from dsopt.runtime.onnx import open_executor
+from dsopt.runtime.onnx import open_executor, open_portable
+from dsopt.runtime.segments import SegmentExecutor
 from dsopt.target import Target
 
 __all__ = ["CpuBackend"]
@@ -42,13 +44,19 @@ class CpuBackend:
         converted = convert(program)
         refuse(converted.blockers, target)
         options.progress(1, 2, "writing model.onnx")
-        files = {**model_files(converted, options.name), **state_files(program)}
         manifest = {
             **signature_manifest(program),
             "target": target.name,
             "opset": OPSET,
             "layers": layer_records(program, converted),
         }
+        if has_functions(converted):
+            files, places = placed_files(converted, options.name)
+            native, manifest["native"] = native_part(converted, options.name, places)
+            files |= native
+        else:
+            files = model_files(converted, options.name)
+        files |= state_files(program)
         options.progress(2, 2, "writing model.onnx")
         return Artifact(manifest, files)
 
@@ -65,5 +73,12 @@ class CpuBackend:
         return self.check_executor(artifact)
 
     def check_executor(self, artifact: Artifact) -> tuple[Executor | None, str]:
-        """Open the model in ONNX Runtime."""
-        return open_executor(artifact), "ONNX Runtime"
+        """Open the model as it will be run: in ONNX Runtime, with its native kernels if it has some for this CPU."""
+        executor = open_executor(artifact)
+        return executor, "ONNX Runtime" + (" and native kernels" if isinstance(executor, SegmentExecutor) else "")
+
+    def other_executors(self, artifact: Artifact) -> tuple[tuple[Executor, str], ...]:
+        """Open the model without its native kernels, which is what other runtimes and other CPUs get."""
+        if "steps" not in artifact.manifest.get("native", {}):
+            return ()
+        return ((open_portable(artifact), "ONNX Runtime alone"),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dsopt.backends.cpu.kernels import KERNEL_DTYPES, NARROW, WIDER, Typed
 from dsopt.backends.cpu.registry import RefusalError
+
+if TYPE_CHECKING:
+    from dsopt.backends.cpu.functions import Function
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -58,11 +61,14 @@ class Node:
 class GraphBuilder:
     """Collect nodes and stored tensors. Converters call `op`; names follow the current `scope`, the user's module path.
 
-    narrow: the dtypes of stored tensors that have one of `NARROW` in the file.
+    narrow: the dtypes of stored tensors that have one of `NARROW` in the file.  functions: by name, those that nodes call.
+    dtypes: of the results of nodes.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.functions: dict[str, Function] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         self.initializers: dict[str, Tensor] = {}
         self.narrow: dict[str, torch.dtype] = {}
         self.scope = ""
@@ -97,7 +103,10 @@ class GraphBuilder:
     def constant(self, data: Any, dtype: torch.dtype) -> Value:
         """Store a small tensor (numbers, nested lists, numpy or torch), shared by all that use an equal one."""
         narrow = dtype if dtype in NARROW else None
-        tensor = torch.as_tensor(data).to(torch.int8 if narrow else dtype)
+        tensor = torch.as_tensor(
+            np.float64(data) if isinstance(data, float) else data
+        )  # as torch.float64, not as torch's default
+        tensor = tensor.to(torch.int8 if narrow else dtype)
         key = (dtype, tuple(tensor.shape), tensor.contiguous().view(-1).numpy().tobytes())
         if key not in self._constants:
             self._constants[key] = self.store(self.unique(f"constant.{len(self._constants)}"), tensor, narrow)
@@ -142,6 +151,7 @@ class GraphBuilder:
             results.append(
                 Value(name if number == 0 else self.unique(f"{name}.{number}"), work if wanted == native else wanted)
             )
+            self.dtypes[results[-1].name] = results[-1].dtype
         names = [each.name if each is not None else "" for each in inputs]
         while names and not names[-1]:
             names.pop()
@@ -175,6 +185,7 @@ class GraphBuilder:
         if stored is not None and stored.numel() <= 64 and value.name not in self.narrow:
             return self.constant(stored.to(dtype), dtype)
         name = self.unique(f"{self.scope}/Cast" if self.scope else "Cast")
+        self.dtypes[name] = dtype
         self.nodes.append(Node("Cast", name, [value.name], [name], "", {"to": dtype}))
         return Value(name, dtype)
 
@@ -186,6 +197,7 @@ class GraphBuilder:
         if is_node_renamed:
             producer.name = name
         producer.outputs = [name if each == value.name else each for each in producer.outputs]
+        self.dtypes[name] = self.dtypes.pop(value.name, value.dtype)
         for outer in self.nodes[first:]:
             for node in outer.walk():
                 node.inputs = [name if each == value.name else each for each in node.inputs]

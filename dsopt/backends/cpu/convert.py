@@ -31,11 +31,11 @@ SUPPORTED_DTYPES = frozenset(
 
 @dataclass(frozen=True)
 class Port:
-    """A named input or output of the ONNX graph."""
+    """A named input or output of an ONNX graph; shape None if it is not known."""
 
     name: str
     dtype: torch.dtype
-    shape: tuple[Size, ...]
+    shape: tuple[Size, ...] | None
 
 
 @dataclass(frozen=True)

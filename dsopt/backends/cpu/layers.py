@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from dsopt.backends.cpu.convert import Converted
+from dsopt.backends.cpu.functions import DSOPT
 from dsopt.backends.cpu.registry import operator_key
 from dsopt.ir import Program
 from dsopt.ir.multiply_adds import multiply_adds
@@ -16,8 +17,14 @@ def layer_records(program: Program, converted: Converted) -> list[dict[str, Any]
     """Return one record for each converted tensor, in order.
 
     name, onnx_node: tensor and node in the model.  node, layer, op: in the program.  multiply_adds: at the example's sizes.
+    function: the function of the model that the node calls, if it calls one.
     """
-    return [_record(program, node, converted) for node in program.graph.nodes if node.name in converted.values]
+    records = [_record(program, node, converted) for node in program.graph.nodes if node.name in converted.values]
+    called = {node.name: node.op_type for node in converted.emitter.nodes if node.domain == DSOPT}
+    for record in records:
+        if record["onnx_node"] in called:
+            record["function"] = called[record["onnx_node"]]
+    return records
 
 
 def _record(program: Program, node: fx.Node, converted: Converted) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -13,8 +14,11 @@ from torch import Tensor
 from dsopt import __version__
 from dsopt.backends.cpu.builder import MICROSOFT, Body, GraphBuilder, Node
 from dsopt.backends.cpu.convert import Converted, Port
+from dsopt.backends.cpu.functions import DSOPT, Function
 from dsopt.backends.cpu.kernels import INT4, UINT4
+from dsopt.backends.cpu.placing import lay
 from dsopt.errors import VerifyError
+from dsopt.runtime.onnx import DATA, MODEL
 
 OPSET = 21
 """The version of the standard operators; int4 and block-wise quantisation begin with it."""
@@ -26,6 +30,7 @@ EXTERNAL_DATA_ABOVE_BYTES = 1_500_000_000
 """A protobuf cannot hold 2 GB: weights above this go to a file beside the model."""
 
 _ALIGNMENT_BYTES = 4096  # so that the weights can be mapped page by page
+_INLINE_BYTES = 1024  # tensors above may lie elsewhere than in the message that describes them
 _SKELETON_LIMIT = 256  # elements: sizes, axes and scalars are far below
 
 ONNX_DTYPES: dict[torch.dtype, int] = {
@@ -43,45 +48,117 @@ ONNX_DTYPES: dict[torch.dtype, int] = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the elements of a stored tensor lie: bytes of a file of the artifact."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What one file says: nodes between inputs and outputs, types of what lies between, and the tensors that `builder` stores."""
+
+    builder: GraphBuilder
+    nodes: Sequence[Node]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    inner: tuple[Port, ...]
+
+    @staticmethod
+    def of(converted: Converted) -> Graph:
+        """Return a whole program."""
+        return Graph(converted.emitter, converted.emitter.nodes, converted.inputs, converted.outputs, converted.inner)
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """Return the stored tensors that a node reads."""
+        used = {name for node in self.nodes for each in node.walk() for name in each.inputs}
+        return {key: tensor for key, tensor in self.builder.initializers.items() if key in used}
+
+
 def model_files(converted: Converted, name: str) -> dict[str, bytes]:
     """Return "model.onnx", and "model.onnx.data" where the weights are large. Raises VerifyError if onnx finds the model wrong."""
-    graph = converted.emitter
-    used = {name for node in graph.nodes for each in node.walk() for name in each.inputs}
-    stored = {key: tensor for key, tensor in graph.initializers.items() if key in used}
-    check(converted, stored, name)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-    if total <= EXTERNAL_DATA_ABOVE_BYTES:
-        return {"model.onnx": _serialize(_model(converted, name, [_stored(graph, key) for key in stored]))}
+    graph = Graph.of(converted)
+    stored = graph.stored
+    check(graph, name)
+    if _byte_count(stored) > EXTERNAL_DATA_ABOVE_BYTES:
+        return _files_with_data(graph, name)[0]
+    return {MODEL: _serialize(_model(graph, name, [_stored(graph.builder, key) for key in stored]))}
+
+
+def placed_files(converted: Converted, name: str) -> tuple[dict[str, bytes], dict[str, Place]]:
+    """Return the files of `model_files`, and where the tensors lie to which segments refer. Raises VerifyError."""
+    graph = Graph.of(converted)
+    stored = graph.stored
+    check(graph, name)
+    if _byte_count(stored) > EXTERNAL_DATA_ABOVE_BYTES:
+        return _files_with_data(graph, name)
+    protos = [_stored(graph.builder, key) for key in stored]
+    large = [proto for proto in protos if len(proto.raw_data) > _INLINE_BYTES]
+    content, offsets = lay(_model(graph, name, [each for each in protos if each not in large]), large)
+    return {MODEL: content}, {each.name: Place(MODEL, offsets[each.name], len(each.raw_data)) for each in large}
+
+
+def segment_file(graph: Graph, name: str, places: Mapping[str, Place]) -> bytes:
+    """Return a part of a program as a model, whose large tensors stay where they lie already. Raises VerifyError."""
+    if all(
+        port.shape is not None for port in (*graph.inputs, *graph.outputs)
+    ):  # the checker wants shapes, ONNX Runtime does not
+        check(graph, name)
+    protos = []
+    for key, tensor in graph.stored.items():
+        if key not in places:
+            protos.append(_stored(graph.builder, key))
+            continue
+        proto = TensorProto(name=key, data_type=ONNX_DTYPES[graph.builder.stored_dtype(key)], dims=tuple(tensor.shape))
+        _refer(proto, places[key])
+        protos.append(proto)
+    return _serialize(_model(graph, name, protos))
+
+
+def _byte_count(stored: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+
+
+def _files_with_data(graph: Graph, name: str) -> tuple[dict[str, bytes], dict[str, Place]]:
+    """Return both files, and where in the second one large tensors lie."""
     protos: list[TensorProto] = []
+    places: dict[str, Place] = {}
     chunks: list[bytes] = []
     offset = 0
-    for key in stored:
-        proto = _stored(graph, key)
-        if len(proto.raw_data) > 1024:
+    for key in graph.stored:
+        proto = _stored(graph.builder, key)
+        if len(proto.raw_data) > _INLINE_BYTES:
             padding = -offset % _ALIGNMENT_BYTES
             chunks += [bytes(padding), proto.raw_data]
-            offset += padding
-            length = len(proto.raw_data)
+            places[key] = Place(DATA, offset + padding, len(proto.raw_data))
+            offset += padding + len(proto.raw_data)
             proto.ClearField("raw_data")
-            proto.data_location = TensorProto.EXTERNAL
-            for label, text in (("location", "model.onnx.data"), ("offset", str(offset)), ("length", str(length))):
-                proto.external_data.add(key=label, value=text)
-            offset += length
+            _refer(proto, places[key])
         protos.append(proto)
-    return {"model.onnx": _serialize(_model(converted, name, protos)), "model.onnx.data": b"".join(chunks)}
+    return {MODEL: _serialize(_model(graph, name, protos)), DATA: b"".join(chunks)}, places
 
 
-def check(converted: Converted, stored: dict[str, Tensor], name: str) -> None:
+def _refer(proto: TensorProto, place: Place) -> None:
+    proto.data_location = TensorProto.EXTERNAL
+    for label, text in (("location", place.file), ("offset", str(place.offset)), ("length", str(place.length))):
+        proto.external_data.add(key=label, value=text)
+
+
+def check(graph: Graph, name: str) -> None:
     """Check structure and infer every shape with onnx, large weights standing as inputs so that their bytes are not copied.
 
     Raises VerifyError: a converter is wrong.
     """
-    graph = converted.emitter
+    stored = graph.stored
     small = {key: tensor for key, tensor in stored.items() if tensor.numel() <= _SKELETON_LIMIT}
-    model = _model(converted, name, [_stored(graph, key) for key in small])
+    model = _model(graph, name, [_stored(graph.builder, key) for key in small])
     for key, tensor in stored.items():
         if key not in small:
-            model.graph.input.append(_value_info(Port(key, graph.stored_dtype(key), tuple(tensor.shape))))
+            model.graph.input.append(_value_info(Port(key, graph.builder.stored_dtype(key), tuple(tensor.shape))))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
@@ -93,22 +170,36 @@ def check(converted: Converted, stored: dict[str, Tensor], name: str) -> None:
         ) from problem
 
 
-def _model(converted: Converted, name: str, tensors: Iterable[TensorProto]) -> onnx.ModelProto:
-    nodes = converted.emitter.nodes
-    graph = helper.make_graph(
-        [_node(each) for each in nodes],
+def _model(graph: Graph, name: str, tensors: Iterable[TensorProto]) -> onnx.ModelProto:
+    proto = helper.make_graph(
+        [_node(each) for each in graph.nodes],
         name,
-        [_value_info(port) for port in converted.inputs],
-        [_value_info(port) for port in converted.outputs],
+        [_value_info(port) for port in graph.inputs],
+        [_value_info(port) for port in graph.outputs],
         list(tensors),
-        value_info=[_value_info(port) for port in converted.inner],
+        value_info=[_value_info(port) for port in graph.inner],
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    if any(each.domain == MICROSOFT for node in nodes for each in node.walk()):
-        opsets.append(helper.make_opsetid(MICROSOFT, 1))
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    walked = [each for node in graph.nodes for each in node.walk()]
+    domains = {each.domain for each in walked}
+    opsets += [helper.make_opsetid(domain, 1) for domain in (MICROSOFT, DSOPT) if domain in domains]
+    called = {each.op_type for each in walked if each.domain == DSOPT}
+    functions = [_function(each) for key, each in sorted(graph.builder.functions.items()) if key in called]
+    model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, functions=functions)
     model.producer_name, model.producer_version = "dsopt", __version__
     return model
+
+
+def _function(function: Function) -> onnx.FunctionProto:
+    """Return a function; it cannot store tensors, so they are the results of nodes."""
+    body = function.body
+    constants = [
+        helper.make_node("Constant", [], [name], name=name, value=_stored(body, name)) for name in body.initializers
+    ]
+    return helper.make_function(
+        DSOPT, function.name, function.inputs, function.outputs, [*constants, *map(_node, body.nodes)],
+        [helper.make_opsetid("", OPSET)],
+    )  # fmt: skip
 
 
 def _serialize(model: onnx.ModelProto) -> bytes:
@@ -136,7 +227,8 @@ def _attribute(value: Any) -> Any:
 
 
 def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, ONNX_DTYPES[port.dtype], list(port.shape))
+    shape = None if port.shape is None else list(port.shape)
+    return helper.make_tensor_value_info(port.name, ONNX_DTYPES[port.dtype], shape)
 
 
 def _stored(graph: GraphBuilder, name: str) -> TensorProto:

@@ -44,6 +44,7 @@ _FAMILIES = (
     "shape",
     "sizes",
     "sorting",
+    "sparse_attention",
 )
 
 
