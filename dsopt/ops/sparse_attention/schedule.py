@@ -14,7 +14,7 @@ FIRST_NODES = 512
 LEAST_BEAM = 48
 """Nodes that a search keeps from each level, at least: half as many as the keys that it shall find if that is more."""
 
-OPENED, FINE_NODE = 4, 128
+OPENED, FINE_NODE = 2, 128
 """Of what is not picked, the `OPENED` best nodes of each level are looked at more closely, down to nodes of `FINE_NODE` keys."""
 
 UNITS = ("keys", "log2", "share")
