@@ -120,7 +120,7 @@ def speed_rows(chosen: argparse.Namespace) -> list[Row]:
 def cuda_rows() -> list[Row]:
     """Return speed on a GPU, or one row that says why it was not measured."""
     try:
-        from benchmarks.sparse_attention import cuda  # type: ignore[attr-defined,unused-ignore]
+        from benchmarks.sparse_attention import cuda
 
         rows: list[Row] = cuda.rows()
         return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsopt.ops.sparse_attention.schedule import picked
+from dsopt.ops.sparse_attention.schedule import picked, schedule, work
 
 SHARE = 0.15
 """Of the multiply-adds of dense attention, selection included: never more."""
@@ -19,3 +19,9 @@ def keys_of(n: int, tile: int, head: int, value_head: int) -> int:
     """Return how many keys a tile picks of `n`: KEYS_PER_DOUBLING, and for several queries a tile no more than `SHARE` pays for."""
     logarithmic = picked(KEYS_PER_DOUBLING[tile], "log2", n, n, head, value_head, tile)
     return logarithmic if tile == 1 else min(logarithmic, picked(SHARE, "share", n, n, head, value_head, tile))
+
+
+def share_of(n: int, tile: int, head: int, value_head: int) -> float:
+    """Return the part of dense attention's multiply-adds that this takes, by the formula that the counter agrees with."""
+    plan = schedule(n, keys_of(n, tile, head, value_head))
+    return work(plan, n, n, head, value_head, tile) / (n * n * (head + value_head))

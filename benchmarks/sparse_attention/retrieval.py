@@ -12,7 +12,7 @@ import math
 import torch
 
 from benchmarks.harness import Row, progress
-from benchmarks.sparse_attention.budget import keys_of
+from benchmarks.sparse_attention.budget import keys_of, share_of
 from dsopt.ops.sparse_attention import Work
 from dsopt.ops.sparse_attention.pyramid import build
 from dsopt.ops.sparse_attention.schedule import LEAF, schedule
@@ -33,15 +33,15 @@ def retrieval_rows(heads: int = HEADS) -> list[Row]:
     for n in LENGTHS:
         for tile, pattern in CASES:
             progress(f"retrieval: {n} keys, {pattern}, {tile} queries a tile")
-            share = found(n, tile, pattern, heads)
             rows.append(
                 {
                     "measure": "retrieval",
                     "n": n,
                     "tile": tile,
                     "pattern": pattern,
+                    "found": found(n, tile, pattern, heads),
                     "keys": keys_of(n, tile, HEAD, HEAD),
-                    "found": share,
+                    "share": share_of(n, tile, HEAD, HEAD),
                 }
             )
     return rows

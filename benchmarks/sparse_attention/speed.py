@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import Row, interleave, paired_ratio, progress
-from benchmarks.sparse_attention.budget import WINDOW, keys_of
-from dsopt.ops.sparse_attention.schedule import schedule, work
+from benchmarks.sparse_attention.budget import WINDOW, keys_of, share_of
 
 HEADS, HEAD = 12, 64
 TILE = 64
@@ -22,6 +21,11 @@ THREADS = (1, 2)
 OPENINGS = 3
 """Times that all sides are made anew, with arrays elsewhere in memory."""
 
+LEAST_ROUNDS = 3
+
+LONG = 8192
+"""From this length on, where a call of a dense side takes many seconds, sides are made once."""
+
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """query, key and value (1, H, n, D), float32."""
 
@@ -29,7 +33,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 def cpu_rows(lengths: Sequence[int], seconds: float) -> list[Row]:
     """Return a row for each length and number of threads, and where sparse attention begins to pay; none without the kernel.
 
-    seconds: of timing for each row, or three rounds if that is more.
+    seconds: of timing for each row; more, if `LEAST_ROUNDS` take more.
     """
     try:
         libraries = build()
@@ -43,12 +47,13 @@ def cpu_rows(lengths: Sequence[int], seconds: float) -> list[Row]:
             progress(f"speed: {n} keys, {threads} threads")
             own.append(time_one(n, threads, seconds, libraries))
         rows += [*own, crossover(own)]
+    torch.set_num_threads(1)
     return rows
 
 
 def build() -> Mapping[str, bytes]:
     """Compile the kernel for every level of CPU. How many keys it picks is told at run time. Raises ImportError if there is none."""
-    from dsopt.backends.cpu import sparse  # type: ignore[attr-defined,unused-ignore]
+    from dsopt.backends.cpu import sparse
 
     libraries: Mapping[str, bytes] = sparse.build(config(1024))
     return libraries
@@ -56,7 +61,7 @@ def build() -> Mapping[str, bytes]:
 
 def config(n: int) -> Any:
     """Return the attributes of the operator at the keys of the schedule."""
-    from dsopt.runtime.sparse_kernel import KernelConfig  # type: ignore[import-not-found,unused-ignore]
+    from dsopt.runtime.sparse_kernel import KernelConfig
 
     return KernelConfig(
         heads=HEADS, key_heads=HEADS, head=HEAD, value_head=HEAD, causal="none", scale=None,
@@ -69,14 +74,15 @@ def time_one(n: int, threads: int, seconds: float, libraries: Mapping[str, bytes
     torch.set_num_threads(threads)
     rng = np.random.default_rng(n)
     rounds: dict[str, list[list[float]]] = {}
-    for _ in range(OPENINGS):
+    openings = 1 if n >= LONG else OPENINGS
+    for _ in range(openings):
         query, key, value = (rng.standard_normal((1, HEADS, n, HEAD), dtype=np.float32) for _ in range(3))
         calls = {
             "dsopt": native((query, key, value), threads, libraries),
             "torch": torch_dense((query, key, value)),
             "onnxruntime": onnx_dense((query, key, value), threads),
         }
-        for name, taken in interleave(calls, budget_seconds=seconds / OPENINGS, least_rounds=1).items():
+        for name, taken in interleave(calls, budget_seconds=seconds / openings, least_rounds=LEAST_ROUNDS).items():
             rounds.setdefault(name, []).append(taken)
     return row(n, threads, rounds)
 
@@ -86,10 +92,10 @@ def row(n: int, threads: int, rounds: Mapping[str, Sequence[Sequence[float]]]) -
     medians = {name: statistics.median(second for each in taken for second in each) for name, taken in rounds.items()}
     peer = min((name for name in medians if name != "dsopt"), key=lambda name: medians[name])
     ratio = paired_ratio(rounds["dsopt"], rounds[peer])
-    picks = keys_of(n, TILE, HEAD, HEAD)
     return {
-        "measure": "speed", "target": "cpu", "n": n, "heads": HEADS, "head_size": HEAD, "threads": threads, "tile": TILE, "keys": picks,
-        "share": work(schedule(n, picks), n, n, HEAD, HEAD, TILE) / (n * n * 2 * HEAD), "seconds": medians["dsopt"],
+        "measure": "speed", "target": "cpu", "n": n, "heads": HEADS, "head_size": HEAD, "threads": threads, "tile": TILE,
+        "keys": keys_of(n, TILE, HEAD, HEAD),
+        "share": share_of(n, TILE, HEAD, HEAD), "seconds": medians["dsopt"],
         "peer": peer, "peer_seconds": medians[peer], "ratio": 1 / ratio.median, "ratio_lower95": 1 / ratio.upper95,
     }  # fmt: skip
 
@@ -106,7 +112,7 @@ def crossover(rows: Sequence[Row]) -> Row:
 
 def native(arrays: Arrays, threads: int, libraries: Mapping[str, bytes]) -> Callable[[], object]:
     """Return a call of the kernel."""
-    from dsopt.runtime.sparse_kernel import SparseKernel  # type: ignore[import-not-found,unused-ignore]
+    from dsopt.runtime.sparse_kernel import SparseKernel
 
     kernel = SparseKernel(config(arrays[0].shape[2]), libraries, threads)
     return lambda: kernel.run(*arrays)

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from benchmarks.harness import Row, progress
 from benchmarks.sparse_attention import minilm
+from benchmarks.sparse_attention.budget import share_of
 from benchmarks.sparse_attention.fidelity import Sparse
 
 LENGTH, STEP = 512, 480
 STRETCHES = 62
 TILE = 16
+HEAD = minilm.WIDTH // minilm.HEADS
 BATCH = 8
 KEEP_EVERY = 4
 """Batches after which what is done is written."""
@@ -131,7 +133,7 @@ def judge(dense: Tensor, sparse: Tensor, labels: Tensor) -> list[Row]:
         rows.append(
             {
                 "measure": "task", "task": name, "texts": count, "tile": TILE, "agreement": same / count, "low": low, "high": high,
-                "cosine": cosine, **columns,
+                "cosine": cosine, "share": share_of(LENGTH, TILE, HEAD, HEAD), **columns,
             }
         )  # fmt: skip
     return rows

@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestCentroid, NearestNeighbors
 from benchmarks import results_store
 from benchmarks.sparse_attention import __main__ as benchmark
 from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, rivals, speed, task
-from benchmarks.sparse_attention.budget import keys_of
+from benchmarks.sparse_attention.budget import keys_of, share_of
 from benchmarks.sparse_attention.plot import write_charts
 from dsopt import DsoptError
 from dsopt.ops.sparse_attention.schedule import schedule, work
@@ -71,6 +71,7 @@ def test_work_is_counted_by_running(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert row["total"] == pytest.approx(parts)
         assert row["dense"] == n * n * 128
         assert row["share"] == pytest.approx(parts / row["dense"])
+        assert row["share"] == pytest.approx(share_of(n, tile, 64, 64), rel=1e-3)
         assert parts == pytest.approx(work(schedule(n, row["keys"]), n, n, 64, 64, tile), rel=1e-3)
 
 
