@@ -168,7 +168,9 @@ def test_agreement_is_that_of_scikit_learn() -> None:
     labels = torch.arange(60) % 5
     dense = F.normalize(torch.randn(5, 16)[labels] + torch.randn(60, 16), dim=1)
     sparse = F.normalize(dense + 0.1 * torch.randn(60, 16), dim=1)
-    rows = task.judge(dense, sparse, labels)
+    own, *rows = task.judge(dense, sparse, [labels])
+    index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(dense).kneighbors(sparse)[1][:, 0]
+    assert own["agreement"] == pytest.approx(np.mean(index == np.arange(60)))
     nearest = [
         NearestNeighbors(n_neighbors=2, metric="cosine").fit(each).kneighbors(each)[1][:, 1] for each in (dense, sparse)
     ]
@@ -211,10 +213,10 @@ def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(minilm, "LAYERS", 1)
     monkeypatch.setattr(task, "KEEP_EVERY", 1)
     ids = torch.randint(200, 1000, (20, 32), generator=torch.Generator().manual_seed(0))
-    texts, net = task.Texts(ids, torch.arange(20) % 3), _random_net(32)
+    texts, net = task.Texts(ids, torch.arange(20) % 3, torch.arange(20)), _random_net(32)
     whole = task.embeddings(texts, net, [counting], None)
     assert calls == [8, 8, 4]
-    fewer = task.Texts(ids[:8], texts.labels[:8])
+    fewer = task.Texts(ids[:8], texts.labels[:8], texts.stretches[:8])
     torch.testing.assert_close(task.embeddings(fewer, net, [counting], tmp_path / "kept.npy"), whole[:, :8])
     calls.clear()
     torch.testing.assert_close(task.embeddings(texts, net, [counting], tmp_path / "kept.npy"), whole)
@@ -224,9 +226,9 @@ def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_fewer_texts_are_a_part_of_more() -> None:
-    texts = task.Texts(torch.arange(50)[:, None], torch.arange(50))
+    texts = task.Texts(torch.arange(50)[:, None], torch.arange(50), -torch.arange(50))
     few, more = texts.first(10), texts.first(30)
-    assert few.labels.tolist() == more.labels[:10].tolist() == more.pieces[:10, 0].tolist()
+    assert few.labels.tolist() == more.labels[:10].tolist() == more.pieces[:10, 0].tolist() == (-few.stretches).tolist()
     assert sorted(texts.first(50).labels.tolist()) == list(range(50))
     assert few.labels.tolist() != list(range(10))
 
@@ -234,6 +236,7 @@ def test_fewer_texts_are_a_part_of_more() -> None:
 def test_texts_are_cut_with_their_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A word is an id here: the pieces have what the files have."""
     monkeypatch.setattr(minilm, "encode", lambda text: [int(word) for word in text.split()])
+    monkeypatch.setattr(task, "FIRST_WORDS", ("2000", "2900", "3696"))
     data = tmp_path / "data"
     (data / "sst2").mkdir(parents=True)
     drama = list(range(2000, 2000 + 510 + 3 * 480 + 5))
@@ -249,7 +252,8 @@ def test_texts_are_cut_with_their_classes(monkeypatch: pytest.MonkeyPatch, tmp_p
         3440,
         0,
     ]  # the second class has too little text for a piece
-    assert texts.labels.tolist() == [0, 15, 31, 46, 62]
+    assert texts.stretches.tolist() == [0, 15, 31, 46, 62]
+    assert texts.labels.tolist() == [0, 0, 1, 2, 3]  # the middle of the last piece of drama is its 1,697th word, 3696
     assert set(texts.pieces[4, 1:-1].tolist()) == set(range(10))
     assert (texts.pieces[:, 0] == minilm.START).all()
     assert (texts.pieces[:, -1] == minilm.END).all()
