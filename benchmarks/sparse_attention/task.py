@@ -1,0 +1,183 @@
+"""What an encoder of sentences says of real texts when all of its attention is sparse, without any training.
+
+Pieces of 512 ids: the nine plays of tinyshakespeare, and the sentences of SST-2, those of a class (negative, positive) one behind the
+other. A piece begins 480 ids behind the one before it, so that there are more than 1,000.
+
+own text           of all dense embeddings, that of the same piece is the nearest to the sparse one: an index built before still serves
+nearest neighbour  the nearest other piece is the same one as with dense attention. The hardest: many pieces are about as near
+label              the class whose other pieces have the nearest mean embedding is the same one as with dense attention. 11 labels: the
+                   plays and the two classes; 64 labels: plays cut into 62 stretches instead, most of which nobody could tell apart
+
+But for the first, embeddings of the sparse network are compared with each other, and those of the dense network with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import Row, progress
+from benchmarks.sparse_attention import minilm
+from benchmarks.sparse_attention.budget import share_of
+from benchmarks.sparse_attention.fidelity import Sparse
+
+LENGTH, STEP = 512, 480
+STRETCHES = 62
+TILE = 16
+HEAD = minilm.WIDTH // minilm.HEADS
+BATCH = 8
+KEEP_EVERY = 4
+"""Batches after which what is done is written."""
+
+
+FIRST_WORDS = (
+    "Before we proceed any further", "Now is the winter of our discontent", "Old John of Gaunt", "Gregory, o' my word",
+    "I wonder how the king escaped", "If you shall chance, Camillo", "Of government the properties", "I'll pheeze you", "Boatswain!",
+)  # fmt: skip
+"""Of each play, which the file does not mark: Coriolanus, Richard III, Richard II, Romeo and Juliet, Henry VI part 3, The Winter's Tale,
+Measure for Measure, The Taming of the Shrew, The Tempest."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """pieces: (N, S) int64 ids.  labels, stretches: (N,) int64, the 11 and the 64 classes."""
+
+    pieces: Tensor
+    labels: Tensor
+    stretches: Tensor
+
+    def first(self, count: int) -> Texts:
+        """Return `count` pieces of the whole, drawn once and for all, so that fewer are a part of more."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))[:count]
+        return Texts(self.pieces[order], self.labels[order], self.stretches[order])
+
+
+def read_texts(assets: Path) -> Texts:
+    """Read data/tinyshakespeare.txt and data/sst2/{train,dev,test}.tsv of the assets. Raises FileNotFoundError."""
+    data = assets / "data"
+    text = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    parts = [cut(minilm.encode(text))]
+    labels, stretches = [plays(text, len(parts[0]))], [torch.arange(len(parts[0])) * STRETCHES // len(parts[0])]
+    lines = [
+        line
+        for name in ("train", "dev", "test")
+        for line in (data / "sst2" / f"{name}.tsv").read_text("utf-8").splitlines()
+    ]
+    for label in "01":
+        sentences = " ".join(text for text, _, found in (line.rpartition("\t") for line in lines) if found == label)
+        parts.append(cut(minilm.encode(sentences)))
+        labels.append(torch.full((len(parts[-1]),), len(FIRST_WORDS) + int(label)))
+        stretches.append(torch.full((len(parts[-1]),), STRETCHES + int(label)))
+    return Texts(torch.cat(parts), torch.cat(labels), torch.cat(stretches))
+
+
+def plays(text: str, pieces: int) -> Tensor:
+    """Return the play (pieces,) int64 that the middle of each piece belongs to. Raises ValueError if a play is not found."""
+    firsts = torch.tensor([len(minilm.encode(text[: text.index(words)])) for words in FIRST_WORDS])
+    middles = torch.arange(pieces) * STEP + LENGTH // 2
+    return (torch.searchsorted(firsts, middles, right=True) - 1).clamp(min=0)
+
+
+def cut(ids: Sequence[int]) -> Tensor:
+    """Return all whole pieces of a text, each with its marks of start and end."""
+    inner = LENGTH - 2
+    firsts = range(0, len(ids) - inner + 1, STEP)
+    return torch.tensor([[minilm.START, *ids[first : first + inner], minilm.END] for first in firsts])
+
+
+def embeddings(texts: Texts, net: minilm.MiniLm, attentions: Sequence[minilm.Attention], kept: Path | None) -> Tensor:
+    """Return the unit vectors (networks, N, 384) of the pieces with each attention.
+
+    kept: file to go on from, and to write what is done; it must be of the same texts and attentions.
+    """
+    done = torch.zeros(len(attentions), 0, minilm.WIDTH)
+    if kept is not None and kept.exists():
+        done = torch.from_numpy(np.load(kept))[:, : len(texts.labels)]
+    for number, first in enumerate(range(done.shape[1], len(texts.labels), BATCH)):
+        progress(f"task: piece {first} of {len(texts.labels)}")
+        done = torch.cat([done, _batch(texts.pieces[first : first + BATCH], net, attentions)], 1)
+        if kept is not None and ((number + 1) % KEEP_EVERY == 0 or done.shape[1] == len(texts.labels)):
+            _keep(kept, done)
+    return done
+
+
+def _batch(pieces: Tensor, net: minilm.MiniLm, attentions: Sequence[minilm.Attention]) -> Tensor:
+    found = []
+    for attention in attentions:
+        minilm.attend_with(net, attention)
+        with torch.inference_mode():
+            found.append(net(pieces))
+    return torch.stack(found)
+
+
+def _keep(path: Path, done: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, done.numpy())
+    temporary.replace(path)
+
+
+def task_rows(texts: Texts, load: Callable[[int], minilm.MiniLm], folder: Path | None) -> list[Row]:
+    """Return a row for each task. folder: where embeddings are kept."""
+    sparse = Sparse(TILE)
+    dense: minilm.Attention = F.scaled_dot_product_attention
+    kept = None if folder is None else folder / f"embeddings-{TILE}-{sparse.share}.npy"
+    found = embeddings(texts, load(LENGTH), [dense, sparse], kept)
+    return judge(found[0], found[1], (texts.labels, texts.stretches))
+
+
+def judge(dense: Tensor, sparse: Tensor, labels: Sequence[Tensor]) -> list[Row]:
+    """Compare what embeddings (N, 384) of unit length say. labels: (N,) int64, one for each way to classify.
+
+    low, high: 95% interval of the agreement.  cosine: of an embedding with its dense one, the mean.  accuracy: of labels, for their rows.
+    """
+    rows = [
+        _row("own text", torch.arange(len(dense)), (sparse @ dense.T).argmax(1)),
+        _row("nearest neighbour", neighbour(dense), neighbour(sparse)),
+    ]
+    for right in labels:
+        wanted, given = (label(each, right) for each in (dense, sparse))
+        exact, ours = (float((each == right).double().mean()) for each in (wanted, given))
+        columns = {"labels": int(right.max()) + 1, "accuracy": ours, "dense_accuracy": exact}
+        rows.append({**_row("label", wanted, given), **columns})
+    cosine, share = float((dense * sparse).sum(1).mean()), share_of(LENGTH, TILE, HEAD, HEAD)
+    return [{**row, "cosine": cosine, "share": share} for row in rows]
+
+
+def _row(name: str, wanted: Tensor, given: Tensor) -> Row:
+    count, same = len(wanted), int((wanted == given).sum())
+    low, high = wilson(same, count)
+    return {
+        "measure": "task", "task": name, "texts": count, "n": LENGTH, "tile": TILE, "agreement": same / count, "low": low, "high": high,
+    }  # fmt: skip
+
+
+def neighbour(embedding: Tensor) -> Tensor:
+    """Return the number (N,) of the nearest other row."""
+    return (embedding @ embedding.T).fill_diagonal_(-torch.inf).argmax(1)
+
+
+def label(embedding: Tensor, labels: Tensor) -> Tensor:
+    """Return the class (N,) whose rows have the nearest mean direction, the row itself left out of its class."""
+    member = F.one_hot(labels).to(embedding.dtype)
+    sums = (
+        member.T @ embedding - member[:, :, None] * embedding[:, None]
+    )  # (N, classes, 384), a row's own class without the row
+    rest = member.sum(0) - member
+    scores = (F.normalize(sums, dim=-1) * embedding[:, None]).sum(-1)
+    return scores.masked_fill(rest == 0, -torch.inf).argmax(1)
+
+
+def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95% interval of a share by Wilson's score (Wilson 1927)."""
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

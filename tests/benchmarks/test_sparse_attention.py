@@ -1,0 +1,406 @@
+"""The benchmark of sparse attention counts, compares and judges as it says, on random inputs and without any asset."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from sklearn.neighbors import NearestCentroid, NearestNeighbors
+
+from benchmarks import results_store
+from benchmarks.sparse_attention import __main__ as benchmark
+from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, rivals, speed, task
+from benchmarks.sparse_attention.budget import keys_of, share_of
+from benchmarks.sparse_attention.plot import write_charts
+from dsopt import DsoptError
+from dsopt.ops.sparse_attention.schedule import schedule, work
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+    benchmark.main([str(argument) for argument in (*arguments, "--json")])
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rows"]
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "VOCABULARY", 1000)
+
+
+def _random_net(length: int) -> minilm.MiniLm:
+    torch.manual_seed(0)
+    net = minilm.MiniLm(length).eval()
+    torch.nn.init.normal_(net.places)
+    return net
+
+
+# --- the schedule and its work ---
+
+
+@pytest.mark.parametrize("tile", counted.TILES)
+def test_the_schedule_keeps_its_promises(tile: int) -> None:
+    """By the formula, which the next test compares with the counter."""
+    totals = {}
+    for n in counted.LENGTHS:
+        totals[n] = work(schedule(n, keys_of(n, tile, 64, 64)), n, n, 64, 64, tile)
+    shares = {n: total / (n * n * 128) for n, total in totals.items()}
+    assert 0.14 < shares[1024] <= 0.15
+    assert shares[4096] <= 0.06
+    assert shares[16384] <= 0.022
+    found = counted.slope([{"n": n, "total": total, "tile": tile} for n, total in totals.items()])
+    assert found["slope"] <= 1.15
+    assert found["largest_growth"] <= 2.3
+    assert keys_of(512, tile, 64, 64) < keys_of(1024, tile, 64, 64) * 9 / 10  # below 1,024 keys the share decides
+
+
+def test_work_is_counted_by_running(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(counted, "QUICK_LENGTHS", (512, 1024))
+    rows = _run(capsys, "--quick", "--measures", "work")
+    assert [row["measure"] for row in rows] == ["work", "work", "slope"] * 2
+    for row in (row for row in rows if row["measure"] == "work"):
+        n, tile = row["n"], row["tile"]
+        parts = sum(row[name] for name in ("pooling", "scoring", "sorting", "residual", "picks"))
+        assert row["total"] == pytest.approx(parts)
+        assert row["dense"] == n * n * 128
+        assert row["share"] == pytest.approx(parts / row["dense"])
+        assert row["share"] == pytest.approx(share_of(n, tile, 64, 64), rel=1e-3)
+        assert parts == pytest.approx(work(schedule(n, row["keys"]), n, n, 64, 64, tile), rel=1e-3)
+
+
+def test_the_slope_of_n_log_n_is_known() -> None:
+    rows = [{"n": n, "total": n * math.log2(n), "tile": 16} for n in counted.LENGTHS]
+    found = counted.slope(rows)
+    assert found["slope"] == pytest.approx(1.109, abs=1e-3)
+    assert found["largest_growth"] == pytest.approx(2.2)
+
+
+# --- others that choose keys ---
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_a_rival_with_all_keys_is_dense(name: str) -> None:
+    torch.manual_seed(1)
+    query, key, value = (torch.randn(1, 2, 100, 8, dtype=torch.float64) for _ in range(3))
+    found = rivals.attention(query, key, value, rivals.RIVALS[name][1], 100)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value))
+
+
+def test_rivals_choose_as_they_are_named() -> None:
+    """Brute force over queries and keys."""
+    torch.manual_seed(2)
+    query, key = (torch.randn(1, 1, 128, 4, dtype=torch.float64) for _ in range(2))
+    q, k = query[0, 0], key[0, 0]
+    pooled, bounds, nearest = (each(query, key)[0, 0] for each in (rivals.pooled_blocks, rivals.pages, rivals.window))
+    for t in (0, 63, 64, 127):
+        block = q[t // 64 * 64 : t // 64 * 64 + 64].mean(0)
+        for s in (0, 15, 16, 127):
+            torch.testing.assert_close(pooled[t, s], block @ k[s // 64 * 64 : s // 64 * 64 + 64].mean(0))
+            page = k[s // 16 * 16 : s // 16 * 16 + 16]
+            bound = sum(max(float(q[t, d] * page[:, d].min()), float(q[t, d] * page[:, d].max())) for d in range(4))
+            assert float(bounds[t, s]) == pytest.approx(bound)
+            assert bounds[t, s] >= (q[t] @ page.T).max() - 1e-12
+    kept = nearest[64].topk(4 + 9).indices.sort().values
+    assert kept.tolist() == [0, 1, 2, 3, *range(60, 69)]
+
+
+def test_a_rival_attends_to_no_more_keys_than_it_may() -> None:
+    torch.manual_seed(3)
+    query, key = (torch.randn(1, 1, 64, 8) for _ in range(2))
+    each = torch.eye(64)[None, None]
+    for tile, score in rivals.RIVALS.values():
+        found = rivals.attention(query, key, each, score, 10)
+        assert ((found > 0).sum(-1) == 10).all(), tile
+
+
+# --- fidelity ---
+
+
+def test_fidelity_has_one_row_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "LAYERS", 2)
+    ids = np.random.default_rng(0).integers(200, 1000, 2000).tolist()
+    rows = fidelity.fidelity_rows(ids, 1, _random_net, lengths=(64, 128))
+    keys = [(row["n"], row["tile"], row["budget"], row["method"]) for row in rows]
+    assert len(set(keys)) == len(keys) == 2 * 2 * (2 + len(rivals.RIVALS))
+    for row in rows:
+        assert 0 < row["cosine"] <= 1
+        assert row["relative_l2"] <= row["worst"]
+        assert row["share"] <= row["budget"]
+    best = {row["method"]: row for row in rows if row["n"] == 128 and row["budget"] == 0.25}
+    assert best["dsopt"]["relative_l2"] < best["random"]["relative_l2"]
+
+
+def test_deviation_is_of_whole_layers() -> None:
+    wanted = torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])
+    found = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]]]])
+    sums = fidelity.Deviation.of(2)
+    sums.add(0, found, wanted)
+    sums.add(1, wanted, wanted)
+    columns = sums.columns()
+    assert columns["cosine"] == pytest.approx((0.5 + 1.0) / 2)  # one of two rows of the first layer is at a right angle
+    assert columns["worst"] == pytest.approx(math.sqrt(32) / 5)
+    assert columns["relative_l2"] == pytest.approx(columns["worst"] / 2)
+
+
+def test_layers_are_those_that_the_network_attends_with() -> None:
+    net = _random_net(32)
+    pieces = torch.randint(200, 1000, (1, 32), generator=torch.Generator().manual_seed(0))
+    layers = fidelity.layers_of(net, pieces)
+    assert [tuple(each.shape) for each in layers[0]] == [(1, 12, 32, 32)] * 3
+    assert len(layers) == minilm.LAYERS
+    x = net.norm(net.words(pieces) + net.places[:32])
+    expected = net.layers[0].query(x).unflatten(-1, (12, 32)).transpose(1, 2)  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(layers[0][0], expected)
+
+
+# --- the task ---
+
+
+def test_agreement_is_that_of_scikit_learn() -> None:
+    torch.manual_seed(4)
+    labels = torch.arange(60) % 5
+    dense = F.normalize(torch.randn(5, 16)[labels] + torch.randn(60, 16), dim=1)
+    sparse = F.normalize(dense + 0.1 * torch.randn(60, 16), dim=1)
+    own, *rows = task.judge(dense, sparse, [labels])
+    index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(dense).kneighbors(sparse)[1][:, 0]
+    assert own["agreement"] == pytest.approx(np.mean(index == np.arange(60)))
+    nearest = [
+        NearestNeighbors(n_neighbors=2, metric="cosine").fit(each).kneighbors(each)[1][:, 1] for each in (dense, sparse)
+    ]
+    assert rows[0]["agreement"] == pytest.approx(np.mean(nearest[0] == nearest[1]))
+    assert rows[0]["agreement"] < 1
+    classes = [_left_out_centroids(each, labels) for each in (dense, sparse)]
+    assert rows[1]["agreement"] == pytest.approx(np.mean(classes[0] == classes[1]))
+    assert rows[1]["accuracy"] == pytest.approx(np.mean(classes[1] == labels.numpy()))
+    assert rows[1]["dense_accuracy"] == pytest.approx(np.mean(classes[0] == labels.numpy()))
+    assert rows[0]["cosine"] == pytest.approx(float(F.cosine_similarity(dense, sparse).mean()), rel=1e-6)
+
+
+def _left_out_centroids(embedding: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    found = []
+    for number in range(len(labels)):
+        others = torch.arange(len(labels)) != number
+        model = NearestCentroid().fit(embedding[others].numpy(), labels[others].numpy())
+        means = F.normalize(
+            torch.from_numpy(model.centroids_).float(), dim=1
+        )  # the nearest direction, whatever its length
+        found.append(int((means @ embedding[number]).argmax()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (983, 1000), (1, 3)])
+def test_the_interval_is_wilsons(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert task.wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def counting(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        calls.append(len(query))
+        return F.scaled_dot_product_attention(query, key, value, mask)
+
+    monkeypatch.setattr(minilm, "LAYERS", 1)
+    monkeypatch.setattr(task, "KEEP_EVERY", 1)
+    ids = torch.randint(200, 1000, (20, 32), generator=torch.Generator().manual_seed(0))
+    texts, net = task.Texts(ids, torch.arange(20) % 3, torch.arange(20)), _random_net(32)
+    whole = task.embeddings(texts, net, [counting], None)
+    assert calls == [8, 8, 4]
+    fewer = task.Texts(ids[:8], texts.labels[:8], texts.stretches[:8])
+    torch.testing.assert_close(task.embeddings(fewer, net, [counting], tmp_path / "kept.npy"), whole[:, :8])
+    calls.clear()
+    torch.testing.assert_close(task.embeddings(texts, net, [counting], tmp_path / "kept.npy"), whole)
+    assert calls == [8, 4]
+    torch.testing.assert_close(task.embeddings(texts, net, [counting], tmp_path / "kept.npy"), whole)
+    assert calls == [8, 4]
+
+
+def test_fewer_texts_are_a_part_of_more() -> None:
+    texts = task.Texts(torch.arange(50)[:, None], torch.arange(50), -torch.arange(50))
+    few, more = texts.first(10), texts.first(30)
+    assert few.labels.tolist() == more.labels[:10].tolist() == more.pieces[:10, 0].tolist() == (-few.stretches).tolist()
+    assert sorted(texts.first(50).labels.tolist()) == list(range(50))
+    assert few.labels.tolist() != list(range(10))
+
+
+def test_texts_are_cut_with_their_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A word is an id here: the pieces have what the files have."""
+    monkeypatch.setattr(minilm, "encode", lambda text: [int(word) for word in text.split()])
+    monkeypatch.setattr(task, "FIRST_WORDS", ("2000", "2900", "3696"))
+    data = tmp_path / "data"
+    (data / "sst2").mkdir(parents=True)
+    drama = list(range(2000, 2000 + 510 + 3 * 480 + 5))
+    (data / "tinyshakespeare.txt").write_text(" ".join(map(str, drama)))
+    sentences = [" ".join(str(label * 10 + word % 10) for word in range(300)) + f"\t{label}" for label in (0, 1, 0)]
+    for name, line in zip(("train", "dev", "test"), sentences, strict=True):
+        (data / "sst2" / f"{name}.tsv").write_text(line + "\n")
+    texts = task.read_texts(tmp_path)
+    assert texts.pieces[:, 1].tolist() == [
+        2000,
+        2480,
+        2960,
+        3440,
+        0,
+    ]  # the second class has too little text for a piece
+    assert texts.stretches.tolist() == [0, 15, 31, 46, 62]
+    assert texts.labels.tolist() == [0, 0, 1, 2, 3]  # the middle of the last piece of drama is its 1,697th word, 3696
+    assert set(texts.pieces[4, 1:-1].tolist()) == set(range(10))
+    assert (texts.pieces[:, 0] == minilm.START).all()
+    assert (texts.pieces[:, -1] == minilm.END).all()
+
+
+# --- retrieval ---
+
+
+def test_a_query_of_its_own_finds_its_needle_and_a_shared_list_does_not() -> None:
+    own = retrieval.found(1024, 1, retrieval.OWN, 2)
+    mixed = retrieval.found(1024, 64, retrieval.MIXED, 2)
+    assert own > 0.97
+    assert mixed < 0.6
+    assert mixed > keys_of(1024, 64, 64, 64) / 1024  # what chance finds
+    assert retrieval.found(1024, 16, retrieval.SHARED, 2) > 0.9
+
+
+# --- speed ---
+
+
+def test_speed_names_the_best_peer_and_compares_with_it() -> None:
+    rounds = {"dsopt": [[1.0, 2.0]], "torch": [[3.0, 6.0]], "onnxruntime": [[4.0, 8.0]]}
+    row = speed.row(1024, 1, rounds)
+    assert (row["peer"], row["seconds"], row["peer_seconds"]) == ("torch", 1.5, 4.5)
+    assert row["ratio"] == pytest.approx(3.0)
+    assert row["ratio_lower95"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "first"),
+    [((0.5, 1.0, 2.0), 256), ((1.1, 0.9, 2.0), 512), ((2.0, 2.0, 0.9), None), ((1.2, 1.2, 1.2), 128)],
+)
+def test_the_crossover_is_where_no_longer_one_is_slower(ratios: tuple[float, ...], first: int | None) -> None:
+    rows = [{"n": n, "ratio": ratio, "threads": 2} for n, ratio in zip((128, 256, 512), ratios, strict=True)]
+    assert speed.crossover(rows)["n"] == first
+
+
+def test_both_dense_peers_compute_attention() -> None:
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, speed.HEADS, 24, speed.HEAD), dtype=np.float32) for _ in range(3))
+    logits = np.einsum("bhtd,bhsd->bhts", query.astype(np.float64), key) / math.sqrt(speed.HEAD)
+    parts = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = np.einsum("bhts,bhsd->bhtd", parts / parts.sum(-1, keepdims=True), value)
+    by_torch = speed.torch_dense((query, key, value))().numpy()
+    np.testing.assert_allclose(by_torch, expected, atol=1e-5)
+    (by_onnx,) = speed.onnx_dense((query, key, value), 1)()
+    np.testing.assert_allclose(
+        by_onnx.reshape(1, 24, speed.HEADS, speed.HEAD).transpose(0, 2, 1, 3), expected, atol=1e-5
+    )
+
+
+def test_speed_has_a_row_for_each_length_and_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "build", lambda: {})
+    monkeypatch.setattr(speed, "native", lambda arrays, threads, libraries: speed.torch_dense(arrays))
+    monkeypatch.setattr(speed, "QUICK_LENGTHS", (64, 128))
+    monkeypatch.setattr(speed, "OPENINGS", 1)
+    monkeypatch.setattr(benchmark, "SECONDS", {True: 0.01, False: 0.01})
+    rows = _run(capsys, "--quick", "--measures", "speed")
+    assert [(row["measure"], row["threads"]) for row in rows] == [
+        (measure, threads) for threads in (1, 2) for measure in ("speed", "speed", "crossover")
+    ]
+    assert all(row["target"] == "cpu" for row in rows)
+
+
+# --- the program ---
+
+
+def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> None:
+        raise ImportError("no module named so")
+
+    monkeypatch.setattr(speed, "build", missing)
+    benchmark.main(["--quick", "--measures", "fidelity,task,speed", "--json"])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"] == []
+    assert captured.err.splitlines() == [
+        "fidelity: left out, it needs --assets DIR",
+        "task: left out, it needs --assets DIR",
+        "speed: left out, there is no native kernel here (no module named so)",
+    ]
+
+
+def test_without_a_gpu_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+    import types
+
+    def rows() -> None:
+        raise DsoptError(code, "there is no GPU here to run a CUDA artifact")
+
+    fake = types.ModuleType("benchmarks.sparse_attention.cuda")
+    fake.rows = rows  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr("benchmarks.sparse_attention.cuda", fake, raising=False)
+    code = "DS0705"
+    (row,) = _run(capsys, "--target", "cuda")
+    assert row["result"] == "not measured"
+    assert "no GPU" in row["why"]
+    code = "DS0700"
+    with pytest.raises(DsoptError, match="DS0700"):
+        benchmark.main(["--target", "cuda"])
+
+
+def test_an_unknown_measure_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--measures", "work,beauty"])
+    assert "no measure 'beauty'" in capsys.readouterr().err
+
+
+def test_a_whole_run_is_kept_and_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(results_store, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(benchmark, "MEASURES", {"work": lambda chosen: [{"measure": "work", "n": 1}]})
+    _run(capsys, "--quick", "--assets", tmp_path)
+    assert not results_store.FOLDER.exists()  # a quick run is no claim
+    _run(capsys, "--assets", tmp_path)
+    assert _run(capsys, "--report") == [{"measure": "work", "n": 1}]
+
+
+def test_charts_have_a_line_for_each_side(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"measure": "work", "n": n, "tile": tile, "total": n * 10.0 * tile, "dense": n * n * 128.0}
+        for tile in (16, 64)
+        for n in (1024, 2048)
+    ]
+    for threads in (1, 2):
+        rows += [
+            {
+                "measure": "speed",
+                "target": "cpu",
+                "n": n,
+                "threads": threads,
+                "seconds": n * 1e-6,
+                "peer_seconds": n * 2e-6,
+            }
+            for n in (128, 256, 512)
+        ]
+        rows.append({"measure": "crossover", "target": "cpu", "threads": threads, "n": None})
+    rows.append({"measure": "speed", "target": "cuda", "result": "not measured"})
+    written = write_charts(rows, tmp_path)
+    assert [path.name for path in written] == ["work.svg", "time-cpu.svg"]
+    for path, lines, points in zip(written, (3, 4), (2, 3), strict=True):
+        drawing = ElementTree.parse(path).getroot()
+        found = drawing.findall("{http://www.w3.org/2000/svg}polyline")
+        assert len(found) == lines
+        assert all(len(line.attrib["points"].split()) == points for line in found)
+    heights = [float(pair.split(",")[1]) for pair in found[0].attrib["points"].split()]
+    assert heights == sorted(heights, reverse=True)  # more keys take longer: further up
