@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dsopt.accuracy.dense_search import DENSE_ATTENTION, by_loss, fewest, keep_dense
 from dsopt.accuracy.job import Draft, Job, prepared_twin
 from dsopt.accuracy.judge import Verdict, failed, reference_values, run_code, run_program
 from dsopt.accuracy.metrics import Function, Metric, find_metric
@@ -65,7 +66,10 @@ def pass_gate(job: Job, pipeline: Sequence[Pass], gate: Gate) -> tuple[Draft, Ve
         return draft, verdict, tuple(pipeline)
     place = next((n for n, each in enumerate(pipeline) if each.name in ("quantize", "quantize-prepare")), None)
     if place is None:
-        raise failed(verdict, "no quantize pass is among the passes, so there is no layer that could be raised")
+        sparse = next((n for n, each in enumerate(pipeline) if each.name == "sparse-attention"), None)
+        if sparse is None:
+            raise failed(verdict, "no quantize pass is among the passes, so there is no layer that could be raised")
+        return referee.search_dense(tuple(pipeline), sparse, draft, verdict)
     layers = referee.sensitivities(pipeline, place)
     verdict = replace(verdict, layers=layers)
     if gate.fallback == "none":
@@ -141,6 +145,32 @@ class _Referee:
             f"it is missed even with all operators raised as far as fallback {self.gate.fallback!r} allows; "
             f"the least drop of the quantised program was {least:.3g} {self.metric.drop_unit}",
         )
+
+    def search_dense(
+        self, pipeline: tuple[Pass, ...], place: int, first: Draft, verdict: Verdict
+    ) -> tuple[Draft, Verdict, tuple[Pass, ...]]:  # fmt: skip
+        """Leave attention dense where it is furthest from sparse until the program, and then the code made of it, passes."""
+        layers, margin = by_loss(first.program, self.job.context()), 0.0
+
+        def kept(some: list[str]) -> tuple[Pass, ...]:
+            return (*pipeline[:place], keep_dense(pipeline[place], some), *pipeline[place + 1 :])
+
+        for _ in range(_ATTEMPTS if layers else 0):
+            drops: dict[int, float] = {}
+
+            def is_good(some: list[str], margin: float = margin, drops: dict[int, float] = drops) -> bool:
+                drops[len(some)] = self._simulated_drop(kept(some))
+                return drops[len(some)] <= self.gate.max_drop - margin
+
+            found = fewest(layers, is_good)
+            if found is None:
+                break
+            draft = self.job.compile(kept(found))
+            verdict = replace(self.judge(draft), kept=dict.fromkeys(found, DENSE_ATTENTION))
+            if verdict.passes:
+                return draft, verdict, kept(found)
+            margin += max(verdict.drop - drops[len(found)], 1e-6)
+        raise failed(verdict, "it is missed even with all attention dense")
 
     def _simulated_drop(self, pipeline: Sequence[Pass]) -> float:
         done = self.job.rewrite(pipeline)

@@ -68,7 +68,12 @@ class Verdict:
         text += "" if self.is_held_out else ", the ones it was calibrated on"
         allowed = f", {self.max_drop:g} allowed" if math.isfinite(self.max_drop) else ""
         count = len(self.kept)
-        kept = f"; {count} {'operator' if count == 1 else 'operators'} at higher precision" if count else ""
+        what = (
+            ("layer", "with dense attention")
+            if "dense attention" in self.kept.values()
+            else ("operator", "at higher precision")
+        )
+        kept = f"; {count} {what[0]}{'' if count == 1 else 's'} {what[1]}" if count else ""
         return f"{text}: a drop of {self.drop:.3g} {self.unit}{allowed}{kept}"
 
 
