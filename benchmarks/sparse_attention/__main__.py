@@ -125,7 +125,8 @@ def cuda_rows() -> list[Row]:
         rows: list[Row] = cuda.rows()
         return rows
     except ImportError as problem:
-        why = f"there are no CUDA kernels here ({problem})"
+        progress(str(problem))
+        why = "benchmarks.sparse_attention.cuda cannot be imported"
     except DsoptError as problem:
         if problem.code != NO_GPU:
             raise
