@@ -8,6 +8,9 @@ fidelity    attention of an encoder on real text, all six layers: mean `cosine` 
             `worst` layer; beside others with as many keys a query as `budget` says, whose search is free (rivals.py here)
 task        how often an encoder with sparse attention in all layers says the same (task.py here): `agreement` with its 95%
             interval `low` to `high`, and the mean `cosine` of embeddings
+perplexity  of a small GPT (perplexity.py here), a task row
+guard       what the pass does with the encoder, calibrated on one text and judged on another: `heads_dense`, the part that it left
+            dense, `share`, and the `cosine` of embeddings (guarded.py here)
 retrieval   how often a search finds the key that a query looks for (retrieval.py here)
 speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
 crossover   the smallest n from which on sparse attention is not slower
@@ -34,7 +37,7 @@ import torch
 
 from benchmarks import results_store
 from benchmarks.harness import Row, parser, progress, report
-from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, speed, task
+from benchmarks.sparse_attention import counted, fidelity, guarded, minilm, perplexity, retrieval, speed, task
 from benchmarks.sparse_attention.plot import write_charts
 from dsopt import DsoptError
 
@@ -135,10 +138,34 @@ def cuda_rows() -> list[Row]:
     return [{"measure": "speed", "target": "cuda", "result": "not measured", "why": why}]
 
 
+def guard_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.assets is None:
+        progress("guard: left out, it needs --assets DIR")
+        return []
+    folder = chosen.assets / "data"
+    sentences = [
+        line.rpartition("\t")[0] for line in (folder / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    shakespeare = (folder / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    length, count = (128, 2) if chosen.quick else (512, 12)
+    calibration = minilm.chunks(minilm.encode(" ".join(sentences[:400])), length, 2)
+    judged = minilm.chunks(minilm.encode(shakespeare[: 4000 * count]), length, count)
+    return guarded.guard_rows(calibration, judged, minilm.load)
+
+
+def perplexity_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.assets is None:
+        progress("perplexity: left out, it needs --assets DIR")
+        return []
+    return perplexity.rows(chosen.assets, chosen.work, chosen.quick)
+
+
 MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "work": work_rows,
     "fidelity": fidelity_rows,
     "task": task_rows,
+    "perplexity": perplexity_rows,
+    "guard": guard_rows,
     "retrieval": retrieval_rows,
     "speed": speed_rows,
 }
