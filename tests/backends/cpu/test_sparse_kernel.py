@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,20 @@ def test_the_best_level_that_the_cpu_has_is_chosen() -> None:
         choose_level({}, NEEDS["x86-64-v3"])
     with pytest.raises(ArtifactError, match="DS0392"):
         load_library(b"no library")
+
+
+def test_the_widest_vectors_compute_the_same_in_pieces() -> None:
+    # No emulator here knows AVX-512; but LLVM splits its vectors for a CPU with AVX2: all but the instructions is tested so.
+    from dsopt.backends.cpu.sparse import link
+    from dsopt.backends.cpu.sparse.form import LEVELS, Form
+
+    form = Form.of(20, 12, True, replace(LEVELS[1], name="x86-64-v3"))
+    code = {"x86-64-v3": link.linked(link.objects(form))}
+    for causal, tile, budget in (("none", 16, 30.0), ("end", 32, 9.0), ("start", 64, -1.0), ("none", 1, 20.0)):
+        options = config(2, 20, 12, causal=causal, tile=tile, budget=(budget,), scale=0.125, has_bias=True)
+        given_ = arrays(options, 1, 80 if tile == 16 else 64, 333, whole=True)
+        bias = np.random.default_rng(1).random((1, 2, 333)) > 0.0
+        close(SparseKernel(options, code).run(*given_, bias), reference(options, given_, bias))
 
 
 def test_every_level_builds_the_same_bytes_and_needs_nothing() -> None:
