@@ -12,10 +12,27 @@ from pathlib import Path
 
 from dsopt.errors import ArtifactError, ToolchainError
 
-_V3 = frozenset("ssse3 sse4_1 sse4_2 popcnt cx16 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave".split())
+_V3 = frozenset(
+    [
+        "ssse3",
+        "sse4_1",
+        "sse4_2",
+        "popcnt",
+        "cx16",
+        "avx",
+        "avx2",
+        "bmi1",
+        "bmi2",
+        "f16c",
+        "fma",
+        "abm",
+        "movbe",
+        "xsave",
+    ]
+)
 NEEDS = {
     "x86-64-v3": _V3,
-    "x86-64-v4": _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split()),
+    "x86-64-v4": _V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]),
 }
 """What each level of the x86-64 psABI needs, as Linux names it; the best level last."""
 

@@ -35,7 +35,6 @@ Array = NDArray[Any]
 _TASKS_A_THREAD = 4
 """Tiles of causal heads differ in work: a thread that is done early takes another part."""
 
-_POINTERS = 14
 _ALIGNMENT = 64
 
 
@@ -128,9 +127,9 @@ class SparseKernel:
         self._build.argtypes, self._build.restype = [pointer] * 10, None
         self._threads = max(threads, 1)
         self._executor = ThreadPoolExecutor(self._threads, "dsopt-attention") if self._threads > 1 else None
-        self._floats, self._integers = _Pool(np.float32), _Pool(np.int32)
+        self._pyramids, self._floats, self._integers = _Pool(np.float32), _Pool(np.float32), _Pool(np.int32)
         scale = config.scale if config.scale is not None else 1 / math.sqrt(config.head)
-        self._settings = np.array([scale], np.float32)
+        self._settings = np.array([scale, 0.0], np.float32)
 
     def run(
         self, query: Array, key: Array, value: Array, bias: Array | None = None, out: Array | None = None,
@@ -235,10 +234,12 @@ def _additive(bias: Array | None, keys: int) -> Array:
     one = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in bias.strides[:2])
     part = bias[one]
     if part.dtype == np.bool_:
-        return np.where(part, np.float32(0), np.float32(-np.inf)).astype(np.float32)
+        found: Array = np.where(part, np.float32(0), np.float32(-np.inf))
+        return found
     added = np.ascontiguousarray(part, np.float32)
     highest = added.max(2, keepdims=True)
-    return added - np.where(np.isneginf(highest), np.float32(0), highest)
+    found = added - np.where(np.isneginf(highest), np.float32(0), highest)
+    return found
 
 
 class _Call:
@@ -275,19 +276,19 @@ class _Call:
         kernel = self.kernel
         searching = sorted({self._pyramid(b, h) for b in range(self.batch) for h in self._searching()})
         self.order = {number: place for place, number in enumerate(searching)}
-        self.memory = kernel._floats.take(self.pyramid_size * len(searching))
+        self.memory = kernel._pyramids.take(self.pyramid_size * len(searching))
         try:
             kernel.map(lambda number: self._pool(searching[number]), len(searching))
             tasks = self._tasks()
             kernel.map(lambda number: self._attend(*tasks[number]), len(tasks))
         finally:
-            kernel._floats.give(self.memory)
+            kernel._pyramids.give(self.memory)
 
     def _searching(self) -> list[int]:
         return [head for head, plan in enumerate(self.plans) if not plan.is_dense]
 
     def _pyramid(self, batch: int, head: int) -> int:
-        return batch * (self.heads // self.shared) + head // self.shared
+        return int(batch * (self.heads // self.shared) + head // self.shared)
 
     def _tile(self, plan: Schedule) -> int:
         return DENSE_TILE if plan.is_dense else self.config.tile
@@ -350,7 +351,7 @@ class _Call:
         )
         row = 0
         if self.chosen is not None and not plan.is_dense:
-            row = 2 + plan.picks + 2 * cover_bound(plan, self.leaves)
+            row = 2 * (1 + plan.picks + cover_bound(plan, self.leaves))
         trace = np.zeros((last if row else 0, row), np.int32)
         numbers = self._numbers(plan, first, last, row, {**float_places, **integer_places})
         group, pyramid = head // (self.heads // self.groups), self._pyramid(batch, head)
@@ -372,6 +373,9 @@ class _Call:
 
 
 def _read(record: Array) -> Chosen:
-    picks, nodes = int(record[0]), int(record[1])
-    parts = record[2 : 2 + picks + 2 * nodes].tolist()
-    return Chosen(parts[:picks], list(zip(parts[picks : picks + nodes], parts[picks + nodes :], strict=True)))
+    """Read a tile's record: two counts, a pair for each key (the second unused), and (level, number) of each node."""
+    pairs = record.reshape(-1, 2).tolist()
+    picks, nodes = pairs[0]
+    return Chosen(
+        [pair[0] for pair in pairs[1 : 1 + picks]], [tuple(pair) for pair in pairs[1 + picks : 1 + picks + nodes]]
+    )

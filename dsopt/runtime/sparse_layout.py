@@ -37,6 +37,10 @@ LEVEL_BASES = 48
 LENGTH = LEVEL_BASES + 32
 """Numbers of a call."""
 
+SCALE, ZERO = range(2)
+"""Places of the floats of a call. Zero is told at run time: of a loop that writes a known zero LLVM makes a call of memset, and the code
+needs nothing of the C library."""
+
 ROW_LANES = 8
 """Rows are read in vectors of this many elements."""
 

@@ -249,7 +249,7 @@ def test_a_sequence_that_varies_gets_a_budget_for_each_doubling(capture_function
 def test_without_data_it_says_what_to_do(capture_function: Capture) -> None:
     with pytest.raises(UsageError, match="needs data") as caught:
         _run(capture_function(_attention, *_qkv()), "sparse-attention{at_least=0}")
-    assert caught.value.code == "DS0390"
+    assert caught.value.code == "DS0394"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def measure(
     missing = [name for batch in context.calibration for name in names if name not in batch]
     if missing or not context.calibration:
         raise UsageError(
-            "DS0390", f"the data lacks the input {missing[0]!r}" if missing else "sparse-attention needs data",
+            "DS0394", f"the data lacks the input {missing[0]!r}" if missing else "sparse-attention needs data",
             why="it measures what each head of attention loses, and leaves dense what loses too much",
             fix="give inputs that are typical of use, with --data or PassContext(calibration=...); max_error=none goes without",
         )  # fmt: skip

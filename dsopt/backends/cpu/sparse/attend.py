@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dsopt.backends.cpu.sparse.code import (
     INFINITY,
     Code,
-    Memory,
     divided,
     halved,
     least,

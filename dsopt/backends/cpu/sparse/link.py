@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from dsopt.backends.cpu.sparse import attend, best, pool, rows, score, search, tiles
-from dsopt.backends.cpu.sparse.form import LEVELS, Form, Level
+from dsopt.backends.cpu.sparse.form import LEVELS, Form
 from dsopt.backends.tir.tvm_adapter import PrimFunc, machine_code
 from dsopt.errors import ToolchainError
 from dsopt.native import host_compilers
@@ -21,14 +22,16 @@ _SECONDS = 120
 _FLAGS = ("-shared", "-nostdlib", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic", "-Wl,-s")
 
 
-def build(config: KernelConfig) -> dict[str, bytes]:
-    """Return a shared object for each level of the CPU, by its name; {} on a machine that is not x86-64: there is no kernel for it.
+def build(config: KernelConfig, levels: Sequence[str] | None = None) -> dict[str, bytes]:
+    """Return a shared object for each level of the CPU, or for some, by its name; {} where there is no kernel for this computer.
 
-    The same bytes for the same sizes, compiler and linker. Raises ToolchainError where no C compiler is found to link.
+    The kernel is for x86-64 and Linux: elsewhere attention takes the form of standard operators. The same sizes give the same bytes
+    with the same linker. Raises ToolchainError where no C compiler is found to link.
     """
-    if platform.machine() not in _MACHINES:
+    if platform.machine() not in _MACHINES or platform.system() != "Linux":
         return {}
-    return {level.name: _library(Form.of(config.head, config.value_head, config.has_bias, level)) for level in LEVELS}
+    forms = (Form.of(config.head, config.value_head, config.has_bias, level) for level in LEVELS)
+    return {form.level.name: _library(form) for form in forms if levels is None or form.level.name in levels}
 
 
 def functions(form: Form) -> list[PrimFunc]:
@@ -47,10 +50,11 @@ def objects(form: Form) -> dict[str, bytes]:
 
 @lru_cache(maxsize=16)
 def _library(form: Form) -> bytes:
-    return _link(objects(form))
+    return linked(objects(form))
 
 
-def _link(codes: dict[str, bytes]) -> bytes:
+def linked(codes: dict[str, bytes]) -> bytes:
+    """Return the shared object of some objects. Raises ToolchainError where none of the compilers found links them."""
     failures = []
     with tempfile.TemporaryDirectory(prefix="dsopt-link-") as name:
         folder = Path(name)
@@ -73,6 +77,3 @@ def _link(codes: dict[str, bytes]) -> bytes:
         "DS0390", "the kernel of sparse attention cannot be linked", why="\n".join(failures) or "no C compiler was found",
         fix="pip install ziglang, or install gcc or clang",
     )  # fmt: skip
-
-
-__all__ = ["Level", "build", "functions", "objects"]

@@ -8,6 +8,7 @@ from dsopt.backends.cpu.sparse.search import COVERED, OWN, PICKED, ROWS, most_ze
 from dsopt.backends.cpu.sparse.vectors import logarithm, pieces
 from dsopt.backends.tir.tvm_adapter import Expr, PrimFunc, tirx
 from dsopt.ops.sparse_attention.attend import LEAST_REST
+from dsopt.runtime.sparse_layout import ZERO
 from dsopt.sparse_schedule import LEAF
 
 _AT_ONCE = 8
@@ -15,10 +16,10 @@ _AT_ONCE = 8
 
 
 def copy_rows(form: Form) -> PrimFunc:
-    """Make dsopt_copy_rows: keys low <= key < high to the panels from `place` on, and rows without any weight up to a block."""
+    """Make dsopt_copy_rows: keys low <= key < high to the panels from `start` on, and some behind them to fill up a block."""
     code = Code("dsopt_copy_rows")
-    key, value, bias, panel_key, panel_value, offset = code.floats(
-        "key", "value", "bias", "panel_key", "panel_value", "offset"
+    key, value, bias, settings, panel_key, panel_value, offset = code.floats(
+        "key", "value", "bias", "settings", "panel_key", "panel_value", "offset"
     )
     key_row, value_row, low, high, start = code.counts("key_row", "value_row", "low", "high", "start")
     count = code.let(most(high - low, 0))
@@ -29,11 +30,12 @@ def copy_rows(form: Form) -> PrimFunc:
             row, target = code.let((low + i) * stride), code.let((start + i) * length)
             for at, lanes in pieces(length, form.level.lanes):
                 code.set(panel, source.vector(row + at, lanes), target + at)
-        with code.loop(form.level.rows) as i:
-            for at, lanes in pieces(length, form.level.lanes):
-                code.set(panel, same(number(0.0), lanes), (start + count + i) * length + at)
+    # A block of logits may have rows behind the end: nobody reads them, and the first row again is as fast as any to compute.
+    with code.loop(form.level.rows) as i:
+        for at, lanes in pieces(form.head, form.level.lanes):
+            code.set(panel_key, panel_key.vector(at, lanes), (start + count + i) * form.head + at)
     with code.loop(count) as i:
-        code.set(offset, bias[low + i] if form.has_bias else number(0.0), start + i)
+        code.set(offset, bias[low + i] if form.has_bias else settings[ZERO], start + i)
     with code.loop(form.level.rows) as i:
         code.set(offset, number(-INFINITY), start + count + i)
     return code.build()
@@ -44,7 +46,7 @@ def choose_rows(form: Form) -> PrimFunc:
     code = Code("dsopt_choose_rows")
     names = ("key", "value", "bias", "weight", "node_key", "node_value", "node_weight")
     key, value, bias, weight, node_key, node_value, node_weight = code.floats(*names)
-    panel_key, panel_value, offset = code.floats("panel_key", "panel_value", "offset")
+    settings, panel_key, panel_value, offset = code.floats("settings", "panel_key", "panel_value", "offset")
     picked, cover_first, cover_level, cover_index, state = code.integers(
         "picked", "cover_first", "cover_level", "cover_index", "state"
     )
@@ -90,7 +92,7 @@ def choose_rows(form: Form) -> PrimFunc:
             code.set(row, row[0] + 1)
     code.set(state, narrow(row[0]), OWN)
     code.call(
-        "dsopt_copy_rows", key.at(0), value.at(0), bias.at(0), panel_key.at(0), panel_value.at(0), offset.at(0),
+        "dsopt_copy_rows", key.at(0), value.at(0), bias.at(0), settings.at(0), panel_key.at(0), panel_value.at(0), offset.at(0),
         numbers["key_row"], numbers["value_row"], low, high, row[0],
     )  # fmt: skip
     code.set(state, narrow(row[0] + most_zero(high - low)), ROWS)

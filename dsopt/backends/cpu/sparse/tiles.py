@@ -21,11 +21,8 @@ from dsopt.backends.cpu.sparse.form import Form, Numbers
 from dsopt.backends.cpu.sparse.search import COVERED, OWN, PICKED, ROWS
 from dsopt.backends.cpu.sparse.vectors import LANES, pieces, transposed
 from dsopt.backends.tir.tvm_adapter import Expr, PrimFunc, constant, tirx
-from dsopt.runtime.sparse_layout import FLOAT_PARTS, INTEGER_PARTS
+from dsopt.runtime.sparse_layout import FLOAT_PARTS, INTEGER_PARTS, SCALE, ZERO
 from dsopt.sparse_schedule import LEAF
-
-_TRACE_HEADER = 2
-"""A tile's record: how many keys were picked, how many nodes cover, then the keys, and of the nodes the levels and the numbers."""
 
 
 def pack(form: Form) -> PrimFunc:
@@ -33,7 +30,7 @@ def pack(form: Form) -> PrimFunc:
     code = Code("dsopt_pack")
     query, settings, packed, probe = code.floats("query", "settings", "packed", "probe")
     rows, groups, stride = code.counts("rows", "groups", "stride")
-    scale = code.let(settings[0])
+    scale = code.let(settings[SCALE])
     lanes = form.level.lanes
     with code.loop(groups) as g:
         for half in range(0, lanes, LANES):
@@ -85,7 +82,8 @@ class _Call:
         floats, settings = code.floats("floats", "settings")
         integers, trace = code.integers("integers", "trace")
         (held,) = code.integers("numbers", dtype="int64")
-        self.settings, self.trace, self.held, self.numbers = settings, trace, held, Numbers(held)
+        self.given["settings"] = self.settings = settings
+        self.trace, self.held, self.numbers = trace, held, Numbers(held)
         self.places = {each: code.let(self.numbers[each]) for each in (*FLOAT_PARTS, *INTEGER_PARTS)}
         self.arenas = {**dict.fromkeys(FLOAT_PARTS, floats), **dict.fromkeys(INTEGER_PARTS, integers)}
         self.queries, self.keys, self.tile = (code.let(self.numbers[each]) for each in ("queries", "keys", "tile"))
@@ -116,15 +114,16 @@ class _Call:
         with code.loop(groups * lanes) as i:
             code.set(limits, narrow(self.sees(code.let(first + least(i, rows - 1)))), place + i)
         floats = self.arenas["sums"]
-        self._fill(floats, self.places["sums"], groups * self.form.value_head, 0.0)
-        self._fill(floats, self.places["total"], groups, 0.0)
-        self._fill(floats, self.places["highest"], groups, LOWEST)
+        zero = code.let(self.settings[ZERO])
+        self._fill(floats, self.places["sums"], groups * self.form.value_head, zero)
+        self._fill(floats, self.places["total"], groups, zero)
+        self._fill(floats, self.places["highest"], groups, number(LOWEST))
         return rows, groups
 
-    def _fill(self, memory: Memory, start: Expr, vectors: Expr, value: float) -> None:
+    def _fill(self, memory: Memory, start: Expr, vectors: Expr, value: Expr) -> None:
         lanes = self.form.level.lanes
         with self.code.loop(vectors) as i:
-            self.code.set(memory, same(number(value), lanes), start + i * lanes)
+            self.code.set(memory, same(value, lanes), start + i * lanes)
 
     def attend(self, count: Expr, groups: Expr, own: Expr, place: Expr) -> None:
         """Attend to what is in the panels."""
@@ -157,7 +156,8 @@ def tiles(form: Form) -> PrimFunc:
         covering = [call.at(each) for each in ("cover_first", "cover_level", "cover_index", "state")]
         code.call("dsopt_cover", *shared, *covering, call.held.at(0), prefix)
         names = (
-            "key", "value", "bias", "weight", "node_key", "node_value", "node_weight", "panel_key", "panel_value", "added", "picked",
+            "key", "value", "bias", "weight", "node_key", "node_value", "node_weight", "settings", "panel_key",
+            "panel_value", "added", "picked",
         )  # fmt: skip
         own = code.let(prefix * LEAF)
         code.call("dsopt_choose_rows", *map(call.at, names), *covering, call.held.at(0), own, high)
@@ -169,24 +169,17 @@ def tiles(form: Form) -> PrimFunc:
 
 def _record(call: _Call, tile: Expr) -> None:
     """Write down what a tile picked, for tests."""
-    code, row = call.code, code_let(call, "trace_row")
+    code, row = call.code, call.code.let(call.numbers["trace_row"])
     with code.when(row > 0):
         start = code.let(tile * row)
-        counts = call.state(PICKED), call.state(COVERED)
-        for place, count in enumerate(counts):
-            code.set(call.trace, narrow(count), start + place)
-        target = code.let(start + _TRACE_HEADER)
-        for part, count in zip(
-            ("picked", "cover_level", "cover_index"), (counts[0], counts[1], counts[1]), strict=True
-        ):
-            with code.loop(count) as i:
-                code.set(call.trace, call.arenas[part][call.places[part] + i], target + i)
-            target = code.let(target + count)
-
-
-def code_let(call: _Call, name: str) -> Expr:
-    """Return one of the numbers."""
-    return call.code.let(call.numbers[name])
+        picks, nodes = call.state(PICKED), call.state(COVERED)
+        code.set(call.trace, narrow(picks), start)
+        code.set(call.trace, narrow(nodes), start + 1)
+        with code.loop(picks) as i:
+            code.set(call.trace, call.arenas["picked"][call.places["picked"] + i], start + (i + 1) * 2)
+        for n, part in enumerate(("cover_level", "cover_index")):
+            with code.loop(nodes) as i:
+                code.set(call.trace, call.arenas[part][call.places[part] + i], start + (picks + i + 1) * 2 + n)
 
 
 def dense(form: Form) -> PrimFunc:
@@ -201,7 +194,7 @@ def dense(form: Form) -> PrimFunc:
             start = code.let(i * chunk)
             last = code.let(least(start + chunk, high))
             code.call(
-                "dsopt_copy_rows", *(call.at(each) for each in ("key", "value", "bias", "panel_key", "panel_value", "added")),
+                "dsopt_copy_rows", *(call.at(each) for each in ("key", "value", "bias", "settings", "panel_key", "panel_value", "added")),
                 numbers["key_row"], numbers["value_row"], start, last, constant(0, "int64"),
             )  # fmt: skip
             count = code.let(last - start)
