@@ -32,12 +32,16 @@ class SegmentStep:
 
 @dataclass(frozen=True)
 class ViewStep:
-    """An array, transposed or in another shape; a size of 0 is copied, one may be -1."""
+    """An array, transposed, in another shape (a size of 0 is copied, one may be -1), or a part of it.
+
+    part: axis, first index, and the one behind the last; for one index alone, without the axis, there are two numbers.
+    """
 
     name: str
     of: str
     transpose: tuple[int, ...]
     reshape: tuple[int, ...]
+    part: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,17 @@ def _step(entry: Any) -> Step:
         lists = (tuple(_name(each) for each in _list(entry[key])) for key in ("inputs", "outputs", "layers"))
         return SegmentStep(_name(entry["segment"]), *lists)
     if "view" in entry:
-        transpose, reshape = (tuple(_number(each, -1) for each in _list(entry.get(key, [])))
-                              for key in ("transpose", "reshape"))  # fmt: skip
+        transpose, reshape, part = (tuple(_number(each, -1) for each in _list(entry.get(key, [])))
+                                    for key in ("transpose", "reshape", "part"))  # fmt: skip
         if transpose and sorted(transpose) != list(range(len(transpose))):
             raise ValueError(f"{list(transpose)} is no order of axes")
-        if reshape.count(-1) > 1 or len(reshape) > _MOST_DIMS or bool(transpose) == bool(reshape):
-            raise ValueError(f"the view {str(entry['view'])[:80]!r} is neither transposed nor in another shape")
-        return ViewStep(_name(entry["view"]), _name(entry["of"]), transpose, reshape)
+        if reshape.count(-1) > 1 or len(reshape) > _MOST_DIMS or -1 in part or len(part) not in (0, 2, 3):
+            raise ValueError(f"the view {str(entry['view'])[:80]!r} has no shape, or is no part")
+        if bool(transpose) + bool(reshape) + bool(part) != 1:
+            raise ValueError(
+                f"the view {str(entry['view'])[:80]!r} is not exactly one of transposed, reshaped and a part"
+            )
+        return ViewStep(_name(entry["view"]), _name(entry["of"]), transpose, reshape, part)
     if not isinstance(entry["rows"], bool):
         raise ValueError("a kernel's 'rows' is not true or false")
     inputs = tuple(_name(each) for each in _list(entry["inputs"]))

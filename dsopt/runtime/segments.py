@@ -160,6 +160,9 @@ def _cores() -> int:
 
 def _viewed(array: Array, step: ViewStep) -> Array:
     try:
+        if step.part:
+            axis, *ends = step.part
+            return array[(slice(None),) * axis + ((slice(*ends) if len(ends) == 2 else ends[0]),)]
         sizes = [array.shape[axis] if size == 0 else size for axis, size in enumerate(step.reshape)]
         viewed: Array = array.transpose(step.transpose) if step.transpose else array.reshape(sizes)
     except (ValueError, IndexError) as problem:

@@ -28,12 +28,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class View:
-    """An array read in another way: transposed, or in another shape as ONNX's Reshape has it (0 copies a size, one may be -1)."""
+    """An array read in another way: transposed, in another shape as ONNX's Reshape has it (0 copies a size, one may be -1), or a part.
+
+    part: axis, first index, and the one behind the last; for one index alone, without the axis, there are two numbers.
+    """
 
     name: str
     of: str
     transpose: tuple[int, ...] = ()
     reshape: tuple[int, ...] = ()
+    part: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,35 +125,42 @@ def _find_views(state: _Cut, nodes: Sequence[Node]) -> None:
     """Find the nodes that are views: those after kernels, and those before one that nothing else needs."""
     made = {name for kernel in state.kernels for name in kernel.outputs}
     for node in nodes:
-        view = _view(state.builder, node)
-        if view is not None and view.of in made:
-            state.views[view.name] = view
-            made.add(view.name)
-    before = list(dict.fromkeys(name for kernel in state.kernels for name in kernel.inputs))
-    wanted = set(before)
+        for view in _views(state.builder, node):
+            if view.of in made:
+                state.views[view.name] = view
+                made.add(view.name)
+    wanted = {name for kernel in state.kernels for name in kernel.inputs}
     for node in reversed(nodes):
-        view = _view(state.builder, node)
-        if view is None or view.name not in wanted or view.name in state.views or view.name in state.outputs:
+        views = _views(state.builder, node)
+        names = [view.name for view in views]
+        if not wanted.intersection(names) or state.views.keys() & names or set(state.outputs) & set(names):
             continue
-        if all(state.is_kernel(each) or _is_view_of(state, each) for each in state.readers.get(view.name, [])):
-            state.views[view.name] = view
-            wanted.add(view.of)
+        readers = [each for name in names for each in state.readers.get(name, [])]
+        if all(state.is_kernel(each) or each.outputs[0] in state.views for each in readers):
+            state.views.update((view.name, view) for view in views)
+            wanted.add(views[0].of)
 
 
-def _is_view_of(state: _Cut, node: Node) -> bool:
-    return node.outputs[0] in state.views
-
-
-def _view(builder: GraphBuilder, node: Node) -> View | None:
-    """Return a node as a view, None if it is none: a transpose, or a reshape to sizes that are stored."""
-    if node.domain or node.inputs[:1] == [] or node.inputs[0] in builder.initializers:
-        return None
+def _views(builder: GraphBuilder, node: Node) -> list[View]:
+    """Return the results of a node as views, [] if it computes something: what it does must be known before it runs."""
+    if node.domain or not node.inputs or node.inputs[0] in builder.initializers:
+        return []
+    of, stored = node.inputs[0], [builder.initializers.get(name) for name in node.inputs[1:]]
+    numbers = None if len(stored) != 1 or stored[0] is None else stored[0]
     if node.op_type == "Transpose":
-        return View(node.outputs[0], node.inputs[0], transpose=tuple(node.attributes["perm"]))
-    if node.op_type == "Reshape" and node.inputs[1] in builder.initializers and not node.attributes.get("allowzero"):
-        sizes = builder.initializers[node.inputs[1]]
-        return View(node.outputs[0], node.inputs[0], reshape=tuple(int(size) for size in sizes))
-    return None
+        return [View(node.outputs[0], of, transpose=tuple(node.attributes["perm"]))]
+    if numbers is None:
+        return []
+    if node.op_type == "Reshape" and numbers.numel() and not node.attributes.get("allowzero"):
+        return [View(node.outputs[0], of, reshape=tuple(int(size) for size in numbers))]
+    axis = node.attributes.get("axis", 0)
+    if node.op_type == "Gather" and numbers.dim() == 0 and int(numbers) >= 0 and axis >= 0:
+        return [View(node.outputs[0], of, part=(axis, int(numbers)))]
+    if node.op_type == "Split" and axis >= 0:
+        ends = numbers.cumsum(0).tolist()
+        return [View(name, of, part=(axis, start, end))
+                for name, start, end in zip(node.outputs, [0, *ends], ends, strict=False)]  # fmt: skip
+    return []
 
 
 # ---- steps ----
@@ -245,5 +256,5 @@ def describe(step: View | Kernel, kernels: Mapping[str, int]) -> dict[str, Any]:
     if isinstance(step, Kernel):
         return {"kernel": kernels[step.node.op_type], "inputs": list(step.inputs), "output": step.output,
                 "rows": step.is_rows}  # fmt: skip
-    how = {"transpose": list(step.transpose)} if step.transpose else {"reshape": list(step.reshape)}
-    return {"view": step.name, "of": step.of, **how}
+    ways = {"transpose": step.transpose, "reshape": step.reshape, "part": step.part}
+    return {"view": step.name, "of": step.of, **{key: list(way) for key, way in ways.items() if way}}

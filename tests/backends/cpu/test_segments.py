@@ -157,6 +157,35 @@ def test_cuts_of_any_shape(kernel: type[SparseKernel]) -> None:
         assert not any(np.may_share_memory(each.numpy(), other.numpy()) for other in (x, *results[:number]))
 
 
+@pytest.mark.parametrize("how", ["split", "chunk", "unbind", "select"])
+def test_parts_of_one_projection_are_read_where_they_lie(kernel: type[SparseKernel], how: str) -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.qkv(x)
+            if how in ("split", "chunk"):
+                parts = y.split(32, -1) if how == "split" else y.chunk(3, -1)
+                q, k, v = (each.unflatten(-1, (2, 16)).transpose(1, 2) for each in parts)
+            else:
+                whole = y.unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+                q, k, v = whole.unbind(0) if how == "unbind" else (whole[0], whole[1], whole[2])
+            result: Tensor = torch.ops.dsopt.sparse_attention(q, k, v, None, "none", None, [9.0], "keys", 16, 0)
+            return result.transpose(1, 2).flatten(2) + x
+
+    inputs = (torch.randn(2, 80, 32),)
+    program = program_of(module(Fused), inputs, (torch.randn(3, 80, 32),))
+    executor = open_executor(emit(program), threads=1)
+    assert_close(run(executor, program, inputs), list(program.run(*inputs)))
+    ((given,),) = (each.runs for each in kernel.calls)
+    for name in ("query", "key", "value"):
+        assert given[name].strides == (80 * 96 * 4, 16 * 4, 96 * 4, 4)
+    assert given["query"].base is not None
+    assert set(executor.trace(feeds(program, inputs))) >= {"linear", "sparse_attention"}
+
+
 def test_all_layers_are_traced(kernel: type[SparseKernel], program: Program, artifact: Artifact) -> None:
     inputs = net_inputs(2)
     traced, expected = open_executor(artifact, threads=1).trace(feeds(program, inputs)), program.trace(*inputs)
@@ -348,6 +377,9 @@ BAD: dict[str, Any] = {
     "too few inputs": lambda native: native["steps"][7].update(inputs=["x"]),
     "no order of axes": lambda native: native["steps"][2].update(transpose=[0, 0, 1, 1]),
     "neither transposed nor reshaped": lambda native: native["steps"][2].pop("transpose"),
+    "a part and transposed": lambda native: native["steps"][2].update(part=[0, 1]),
+    "a part before the first": lambda native: native["steps"][2].update(transpose=[], part=[0, -1]),
+    "a part of nothing": lambda native: native["steps"][2].update(transpose=[], part=[0]),
     "two sizes unknown": lambda native: native["steps"][1].update(reshape=[-1, -1]),
     "a head of no size": lambda native: native["kernels"][0]["config"].update(head=0),
     "a head of a large size": lambda native: native["kernels"][0]["config"].update(head=1 << 60),
