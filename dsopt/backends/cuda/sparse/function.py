@@ -70,11 +70,11 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, settings: tuple[Any, ...]
     ) -> Tensor:
-        parts = _groups(query.detach(), key.detach(), value.detach(), bias, settings)
+        parts = by_schedule(query.detach(), key.detach(), value.detach(), bias, settings)
         batch, heads, queries, _ = query.shape
         result = query.new_empty((batch, heads, queries, value.shape[3]))
         lse = query.new_empty((batch, heads, queries), dtype=torch.float32)
-        selections = _attend(parts, result, lse)
+        selections = attend(parts, result, lse)
         ctx.parts, ctx.selections = parts, selections
         ctx.save_for_backward(query, key, value, result, lse)
         return result
@@ -91,7 +91,8 @@ class _Attention(torch.autograd.Function):
         return dq, dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
-def _attend(parts: Sequence[Heads], result: Tensor, lse: Tensor) -> list[Selection | None]:
+def attend(parts: Sequence[Heads], result: Tensor, lse: Tensor) -> list[Selection | None]:
+    """Select and attend in heads of all schedules; result and lse as in `launch.forward`. Returns what was selected, None for all keys."""
     pyramid = None
     selections: list[Selection | None] = []
     for some in parts:
@@ -104,8 +105,10 @@ def _attend(parts: Sequence[Heads], result: Tensor, lse: Tensor) -> list[Selecti
     return selections
 
 
-def _groups(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> list[Heads]:
-    """Return the heads by their schedules."""
+def by_schedule(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, settings: tuple[Any, ...]
+) -> list[Heads]:
+    """Return the heads by their schedules. settings: causal, scale, budget, unit, tile and window of the operator."""
     causal, scale, budget, unit, tile, window = settings
     _, heads, queries, head = query.shape
     keys, value_head = key.shape[2], value.shape[3]

@@ -96,7 +96,7 @@ def forward_launch(problem: Problem, nodes: int) -> Launch:
     """Return how rows attend. nodes: rows of nodes, 0 where all keys are exact."""
     rows, widest = power(problem.tile, 16), power(max(problem.head, problem.value_head), 16)
     if problem.dtype == "fp32":
-        keys, warps = (32 if widest <= 64 else 16), (8 if rows * widest > 4096 else 4)
+        keys, warps = 16, (8 if rows * widest > 2048 else 4)
     else:
         keys, warps = (64 if widest <= 128 else 32), (8 if rows * widest > 8192 else 4)
     constants = {**problem.channels, "ROWS": rows, "N": keys, "NODES": max(nodes, 16), "SPARSE": nodes > 0}
