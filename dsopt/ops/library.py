@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("dsopt", "DEF")  # type: ignore[no-untyped-call]
+_ON_DEVICE: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def register_composite(schema: str, reference: Callable[..., Any]) -> None:
@@ -54,7 +55,7 @@ def register_recomputed(schema: str, reference: Callable[..., Any], shape_rule: 
         for number in wanted:
             arguments[number].requires_grad_()
         with torch.enable_grad():
-            results = reference(*arguments)
+            results = _ON_DEVICE.get((_name(schema), _device(arguments)), reference)(*arguments)
         outputs: Sequence[Tensor] = results if isinstance(results, tuple) else (results,)
         pairs = [
             (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
@@ -66,6 +67,20 @@ def register_recomputed(schema: str, reference: Callable[..., Any], shape_rule: 
         return tuple(by_number.get(number) for number in range(len(arguments)))
 
     register_gradient(_name(schema), gradient, keep)
+
+
+def register_on_device(name: str, device: str, function: Callable[..., Any]) -> None:
+    """Use another implementation of a recomputed operator on one kind of device ("cuda"), for its results and its gradient.
+
+    function: takes what the reference takes, is differentiable by torch, and gives the same up to rounding.
+    """
+    if (name, device) not in _ON_DEVICE:
+        _LIBRARY.impl(name, function, device.upper())  # type: ignore[no-untyped-call]
+    _ON_DEVICE[name, device] = function
+
+
+def _device(arguments: Sequence[Any]) -> str:
+    return next(each.device.type for each in arguments if isinstance(each, Tensor))
 
 
 def _name(schema: str) -> str:

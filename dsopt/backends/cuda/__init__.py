@@ -22,6 +22,7 @@ from dsopt.backends.cuda.plan import (
     ports_manifest,
     weights_file,
 )
+from dsopt.backends.cuda.sparse import has_triton, register
 from dsopt.backends.roofline import Machine, ram_bytes
 from dsopt.backends.tir.lower import lower
 from dsopt.errors import ToolchainError
@@ -131,3 +132,7 @@ def _resources(kernels: CompiledKernels, images: Sequence[Image]) -> dict[str, A
         symbol: {image.arch: asdict(image.resources[symbol]) for image in images if symbol in image.resources}
         for symbol in sorted(set(kernels.symbols.values()))
     }
+
+
+if has_triton():
+    register()

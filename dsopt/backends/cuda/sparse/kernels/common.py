@@ -1,0 +1,54 @@
+"""What several kernels need: which keys a row may see, and the choice of the highest scores."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def seen_by(row, offset, keys, CAUSAL: tl.constexpr):
+    """Return how many keys a row may attend to, from the first on."""
+    if CAUSAL:
+        return tl.minimum(tl.maximum(row + offset + 1, 0), keys)
+    else:
+        return row * 0 + keys
+
+
+@triton.jit
+def first_exact(row, tile, offset, keys, CAUSAL: tl.constexpr, SPARSE: tl.constexpr):
+    """Return the first key that the row's tile attends to exactly: the one behind the leaves that all of its rows may see."""
+    if SPARSE:
+        return seen_by(row // tile * tile, offset, keys, CAUSAL) // 8 * 8
+    else:
+        return row * 0
+
+
+@triton.jit
+def before(level, leaves):
+    """Return how many nodes of a pyramid lie on the levels below one level."""
+    total = 0
+    for lower in range(level):
+        total += leaves >> lower
+    return total
+
+
+@triton.jit
+def best(scores, valid, count):
+    """Choose the `count` highest scores, of equal ones the first; -inf is never chosen.
+
+    Returns which are chosen, the place of each among them (places ascend with the number), and how many they are. The bits of floats,
+    with negative ones turned, are in the order of the floats: the lowest score chosen is found bit by bit.
+    """
+    valid = valid & (scores > float("-inf"))
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    order = tl.where(valid, order, -2147483648)
+    lowest = tl.where(tl.sum((order >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
+    for step in range(31):
+        higher = lowest + (1 << (30 - step))
+        lowest = tl.where(tl.sum((order >= higher).to(tl.int32), 0) >= count, higher, lowest)
+    above = order > lowest
+    equal = valid & (order == lowest)
+    allowed = count - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= allowed))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    return chosen, place, tl.sum(chosen.to(tl.int32), 0)
