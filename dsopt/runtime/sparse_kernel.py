@@ -38,6 +38,10 @@ _TASKS_A_THREAD = 4
 _ALIGNMENT = 64
 
 
+_NOWHERE = 1 << 30
+"""Keys further than any: kernels count in 32 bits."""
+
+
 @dataclass(frozen=True)
 class KernelConfig:
     """The attributes of one dsopt::sparse_attention, all of them plain, and what is fixed of its shapes.
@@ -320,12 +324,13 @@ class _Call:
 
     def _numbers(self, plan: Schedule, first: int, last: int, trace_row: int, parts: Mapping[str, int]) -> Array:
         config, tile = self.config, self._tile(plan)
-        window = config.window
+        # without a window the range of near keys ends before it begins, so that no node has one
+        before, behind = (config.window, tile + config.window) if config.window else (-_NOWHERE, 0)
         offset = self.keys - self.queries if config.causal == "end" else 0
         rows = [each.strides[2] // 4 for each in (self.query, self.key, self.value, self.out)]
         numbers = np.zeros(LENGTH, np.int64)
         numbers[: len(NUMBERS)] = [
-            self.queries, self.keys, *rows, tile, first, last, config.causal != "none", offset, window, tile + window if window else 0,
+            self.queries, self.keys, *rows, tile, first, last, config.causal != "none", offset, before, behind,
             plan.picks, plan.beam, plan.first, plan.top, plan.fine, self.leaves, self.levels, trace_row,
             *(parts[name] for name in (*FLOAT_PARTS, *INTEGER_PARTS)),
         ]  # fmt: skip

@@ -119,4 +119,5 @@ class Places:
 
     def is_near(self, first: Numbers, size: int) -> npt.NDArray[np.bool_]:
         """Tell which nodes of `size` keys, from key `first` (n,) on, must be kept, (t, n)."""
-        return (first[None] < self.near[:, 1:]) & (first[None] + size > self.near[:, :1])
+        start, end = self.near[:, :1], self.near[:, 1:]
+        return (first[None] < end) & (first[None] + size > start) & (start < end)

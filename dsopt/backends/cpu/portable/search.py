@@ -62,7 +62,8 @@ class Search:
             if level < start:
                 found = self._children(found, level)
             scores = self._node_scores(level, found)
-            scores = self._kept(scores, self._near(found, LEAF << level), found.is_valid)
+            near = self._near(found, LEAF << level)
+            scores = self._kept(scores, near, near and self.f.test("Greater", scores, self._lowest))
             found = self._best(found, scores, plan.beam)
         return self._best(*self._key_scores(found), plan.picks)
 

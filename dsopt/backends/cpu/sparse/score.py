@@ -49,7 +49,7 @@ def score_nodes(form: Form) -> PrimFunc:
         leaf = _all(LEAF)
         starts = code.let(tirx.shift_left(nodes * leaf, shift))
         ends = tirx.shift_left((nodes + _all(1)) * leaf, shift)
-        is_near = tirx.And(starts < high, ends > low)
+        is_near = tirx.And(tirx.And(starts < high, ends > low), dots > same(number(-INFINITY), LANES))
         code.set(score, _cut(kept(tirx.Not(is_near), dots, INFINITY, LANES), first, size), first)
     return code.build()
 

@@ -47,8 +47,8 @@ def _search_level(
     """Store the best nodes of a level, ascending, and return how many. A node that has a key that must be picked is one of the best."""
     scores = _node_scores(SUMS, WEIGHTS, PROBE, index, valid, level, leaves, D, C, HAS_BIAS)
     size = 8 << level
-    is_near = (index * size < near_last) & ((index + 1) * size > near_first)
-    scores = tl.where(is_near & valid, float("inf"), scores)
+    is_near = (index * size < near_last) & ((index + 1) * size > near_first) & (near_first < near_last)
+    scores = tl.where(is_near & valid & (scores > float("-inf")), float("inf"), scores)
     chosen, place, found = best(scores, valid, beam)
     tl.debug_barrier()
     tl.store(LIST + place, index, mask=chosen)
