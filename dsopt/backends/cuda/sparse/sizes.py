@@ -106,25 +106,27 @@ def forward_launch(problem: Problem, nodes: int) -> Launch:
 def backward_launch(problem: Problem, nodes: int) -> Launch:
     """Return how the gradient of queries is computed, and of lists. nodes: as for `forward_launch`."""
     rows, widest = power(problem.tile, 16), power(max(problem.head, problem.value_head), 16)
+    is_new = problem.arch == "sm_90"
     if problem.dtype == "fp32":
         keys, warps = 16, 8 if rows * widest > 2048 else 4
     else:
-        # An A100 multiplies from registers, and so has fewer of them for the rest.
-        keys = 32 if problem.arch == "sm_90" or widest <= 64 else 16  # 92 of them spill at 128 channels all the same
+        # An A100 multiplies from registers, and so has fewer of them for the rest: at 128 channels some spill all the same.
+        keys = 32 if widest <= (128 if is_new else 64) else 16
         warps = 8 if rows * widest >= 4096 else 4
     constants = {**problem.channels, "ROWS": rows, "N": keys, "NODES": max(nodes, 16), "SPARSE": nodes > 0}
-    return Launch(constants, warps, 2 if problem.arch == "sm_90" else 1)
+    return Launch(constants, warps, 2 if is_new and widest <= 128 else 1)
 
 
 def keys_launch(problem: Problem, is_sparse: bool, adds: bool) -> Launch:
     """Return how the gradient of keys and values is computed. adds: whether heads with another schedule were before."""
     widest = power(max(problem.head, problem.value_head), 16)
+    is_new = problem.arch == "sm_90"
     if problem.dtype == "fp32":
-        block, rows, warps = 32, 16, 8 if widest > 64 else 4
+        block, rows = 32, 16
     else:
-        is_new = problem.arch == "sm_90"
-        block, rows, warps = 64, (64 if widest <= 64 and is_new else 32), (4 if widest <= (64 if is_new else 32) else 8)
-    return Launch({**problem.channels, "BLOCK": block, "N": rows, "SPARSE": is_sparse, "ADDS": adds}, warps, 2)
+        block, rows = 64 if widest <= 128 else 32, 64 if widest <= 64 and is_new else 32
+    constants = {**problem.channels, "BLOCK": block, "N": rows, "SPARSE": is_sparse, "ADDS": adds}
+    return Launch(constants, 8 if widest > 64 else 4, 2 if is_new and widest <= 128 else 1)
 
 
 def sum_launch(problem: Problem, width: int) -> Launch:
