@@ -74,7 +74,7 @@ def heads_last(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 CASES = {
     "tiles, heads of two sizes, groups": Case((1, 2, 1, 20, 133, 16, 32)),
     "head sizes no powers of two": Case((1, 1, 1, 10, 96, 24, 40), window=0),
-    "causal, to the end, own bias a head": Case((1, 2, 1, 20, 133, 16, 16), causal="end", bias=some_masked, bias_heads=2),
+    "causal, to the end, own bias a head": Case((1, 2, 1, 20, 133, 16, 24), causal="end", bias=some_masked, bias_heads=2),
     "causal, from the start, more queries than keys": Case((1, 1, 1, 70, 50, 16, 16), causal="start", tile=32),
     "a batch that may attend to nothing": Case((2, 1, 1, 16, 70, 16, 16), bias=one_batch_masked),
     "schedules of heads": Case((1, 4, 2, 16, 150, 16, 16), budget=(20, -1, 30, 20), causal="end", change=heads_last),
