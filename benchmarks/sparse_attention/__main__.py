@@ -13,6 +13,7 @@ guard       what the pass does with the encoder, calibrated on one text and judg
             dense, `share`, and the `cosine` of embeddings (guarded.py here)
 retrieval   how often a search finds the key that a query looks for (retrieval.py here)
 speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
+network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here)
 crossover   the smallest n from which on sparse attention is not slower
 
 All of them look at the same keys (budget.py here); `share` is the counted part of dense attention's work. Fidelity and task need
@@ -37,7 +38,7 @@ import torch
 
 from benchmarks import results_store
 from benchmarks.harness import Row, parser, progress, report
-from benchmarks.sparse_attention import counted, fidelity, guarded, minilm, perplexity, retrieval, speed, task
+from benchmarks.sparse_attention import counted, fidelity, guarded, minilm, networks, perplexity, retrieval, speed, task
 from benchmarks.sparse_attention.plot import write_charts
 from dsopt import DsoptError
 
@@ -160,6 +161,27 @@ def perplexity_rows(chosen: argparse.Namespace) -> list[Row]:
     return perplexity.rows(chosen.assets, chosen.work, chosen.quick)
 
 
+def network_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.quick:
+        return [
+            networks.network_row(
+                "2 layers of width 64", networks.Encoder(2, 64, 2), torch.zeros(1, 256, dtype=torch.int64), 1.0
+            )
+        ]
+    ids = torch.arange(4096)[None] % 1000
+    deep = networks.network_row("12 layers of width 768", networks.Encoder(), ids, SECONDS[False])
+    if chosen.assets is None:
+        return [deep]
+    text = minilm.encode((chosen.assets / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20000])
+    return [
+        *(
+            networks.network_row("all-MiniLM-L6-v2", minilm.load(n), minilm.chunks(text, n, 1), SECONDS[False])
+            for n in (512, 1024)
+        ),
+        deep,
+    ]
+
+
 MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "work": work_rows,
     "fidelity": fidelity_rows,
@@ -167,6 +189,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "perplexity": perplexity_rows,
     "guard": guard_rows,
     "retrieval": retrieval_rows,
+    "network": network_rows,
     "speed": speed_rows,
 }
 """What is measured, by the name that rows have in `measure`."""

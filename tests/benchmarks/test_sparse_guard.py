@@ -1,4 +1,4 @@
-"""The rows of the guard and of perplexity, on made-up texts."""
+"""The rows of the guard, of perplexity and of whole networks, on made-up texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.sparse_attention import guarded, minilm, perplexity
+from benchmarks.sparse_attention import guarded, minilm, networks, perplexity
 
 
 def test_guard_rows_say_what_was_left_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +45,11 @@ def test_perplexity_of_a_network_that_knows_nothing_is_the_number_of_characters(
 def test_characters_are_read_as_ids(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\n ~\xff")
     assert perplexity.characters(tmp_path / "text").tolist() == [0, 1, 95, 0]
+
+
+def test_a_network_is_timed_with_and_without() -> None:
+    row = networks.network_row("small", networks.Encoder(1, 32, 2), torch.arange(256)[None], 0.05)
+    assert row["ratio"] > 0
+    assert row["dense_seconds"] > 0
+    assert 1e-6 < row["relative_l2"] < 0.5  # it left something out
+    assert row["share"] <= 0.15
