@@ -15,7 +15,7 @@ from dsopt.ir.interpret import evaluate
 from dsopt.ops.sparse_attention import sparse_attention
 from dsopt.passes.base import PassContext
 
-_SAMPLES = 8
+_SAMPLES = 4
 """Batches that are measured, at most."""
 
 DENSE = -1.0
