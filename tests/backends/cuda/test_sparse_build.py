@@ -10,7 +10,7 @@ import pytest
 from dsopt.backends.cuda import sparse
 from dsopt.backends.cuda.sparse import build, has_triton, sizes
 from dsopt.errors import ToolchainError
-from dsopt.ops.sparse_attention.schedule import LEAF, Schedule, schedule
+from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule, schedule
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed: pip install 'dsopt[cuda-dev]'")
 
@@ -97,11 +97,11 @@ def test_the_rows_of_nodes_hold_the_cover_of_every_prefix(keys: int) -> None:
 
 
 def _cover_size(plan: Schedule, prefix: int) -> int:
-    """Return how many nodes a cover of some leaves has: as `search.find_cover` opens them, four of each level or all."""
+    """Return how many nodes a cover of some leaves has: as `search.find_cover` opens them, some of each level or all."""
     candidates, nodes, opened = prefix >> plan.top, 0, 0
     for level in range(plan.top, -1, -1):
         if level < plan.top:
             candidates = (2 * opened if level >= plan.fine else 0) + ((prefix >> level) & 1)
-        opened = min(4, candidates) if level > plan.fine else 0
+        opened = min(OPENED, candidates) if level > plan.fine else 0
         nodes += candidates - opened
     return nodes

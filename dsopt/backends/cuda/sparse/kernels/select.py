@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 
 from dsopt.backends.cuda.sparse.kernels.common import before, best, first_exact
+from dsopt.sparse_schedule import OPENED
+
+_OPENED = tl.constexpr(OPENED)
 
 
 @triton.jit
@@ -77,7 +80,7 @@ def _cover(
     for step in range(top - fine):
         level = top - step
         scores = _node_scores(SUMS, WEIGHTS, PROBE, index, valid, level, leaves, D, C, HAS_BIAS)
-        opened, place, found = best(scores, valid, 4)
+        opened, place, found = best(scores, valid, _OPENED)
         tl.debug_barrier()
         tl.store(LIST + place, index, mask=opened)
         tl.debug_barrier()
