@@ -9,6 +9,7 @@ fidelity    attention of an encoder on real text, all six layers: mean `cosine` 
 task        how often an encoder with sparse attention in all layers says the same (task.py here): `agreement` with its 95%
             interval `low` to `high`, and the mean `cosine` of embeddings
 perplexity  of a small GPT (perplexity.py here), a task row
+distilled   embeddings after a few hundred steps of distillation by the dense encoder, a task row (taught.py here)
 guard       what the pass does with the encoder, calibrated on one text and judged on another: `heads_dense`, the part that it left
             dense, `share`, and the `cosine` of embeddings (guarded.py here)
 retrieval   how often a search finds the key that a query looks for (retrieval.py here)
@@ -38,7 +39,18 @@ import torch
 
 from benchmarks import results_store
 from benchmarks.harness import Row, parser, progress, report
-from benchmarks.sparse_attention import counted, fidelity, guarded, minilm, networks, perplexity, retrieval, speed, task
+from benchmarks.sparse_attention import (
+    counted,
+    fidelity,
+    guarded,
+    minilm,
+    networks,
+    perplexity,
+    retrieval,
+    speed,
+    task,
+    taught,
+)
 from benchmarks.sparse_attention.plot import write_charts
 from dsopt import DsoptError
 
@@ -161,6 +173,24 @@ def perplexity_rows(chosen: argparse.Namespace) -> list[Row]:
     return perplexity.rows(chosen.assets, chosen.work, chosen.quick)
 
 
+def distilled_rows(chosen: argparse.Namespace) -> list[Row]:
+    if chosen.assets is None:
+        progress("distilled: left out, it needs --assets DIR")
+        return []
+    folder = chosen.assets / "data"
+    sentences = [
+        line.rpartition("\t")[0] for line in (folder / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    own, other = (
+        minilm.encode((folder / "tinyshakespeare.txt").read_text(encoding="utf-8")),
+        minilm.encode(" ".join(sentences)),
+    )
+    length, steps, judged = (128, 4, 2) if chosen.quick else (512, 400, 24)
+    train = torch.cat([minilm.chunks(each, length, steps // 2) for each in (own, other)])
+    held = minilm.chunks(own, length, judged, len(own) // (length - 2) - judged)
+    return taught.taught_rows(train, held, minilm.load)
+
+
 def network_rows(chosen: argparse.Namespace) -> list[Row]:
     if chosen.quick:
         return [
@@ -188,6 +218,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "task": task_rows,
     "perplexity": perplexity_rows,
     "guard": guard_rows,
+    "distilled": distilled_rows,
     "retrieval": retrieval_rows,
     "network": network_rows,
     "speed": speed_rows,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.sparse_attention import guarded, minilm, networks, perplexity
+from benchmarks.sparse_attention import guarded, minilm, networks, perplexity, taught
 
 
 def test_guard_rows_say_what_was_left_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +53,17 @@ def test_a_network_is_timed_with_and_without() -> None:
     assert row["dense_seconds"] > 0
     assert 1e-6 < row["relative_l2"] < 0.5  # it left something out
     assert row["share"] <= 0.15
+
+
+def test_distillation_moves_embeddings_towards_the_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "VOCABULARY", 50)
+    monkeypatch.setattr(taught, "RATE", 3e-6)  # the random network is much closer to begin with than a trained one
+
+    def load(length: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return minilm.MiniLm(length).eval()
+
+    texts = torch.randint(0, 50, (14, 96), generator=torch.Generator().manual_seed(0))
+    (row,) = taught.taught_rows(texts[:12], texts[12:], load)
+    assert row["steps"] == 12
+    assert 0 < 1 - row["cosine"] < 0.95 * (1 - row["cosine_before"])
