@@ -14,6 +14,10 @@ LADDER = (0.35, 0.5, 0.75, 1.0, 1.4, 1.9, 2.5)
 MOST = 0.6
 
 
+_ROUNDING = 1e-9
+"""What sums of shares may be off by."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One budget of a head: the share of dense work that it takes, and the square of the error that is left."""
@@ -31,13 +35,14 @@ def divide(heads: Mapping[Head, Sequence[Step]], share: float) -> dict[Head, int
     """
     chosen = dict.fromkeys(heads, 0)
     spent = sum(steps[0].share for steps in heads.values())
-    while spent < share * len(heads):
+    allowed = share * len(heads) + _ROUNDING
+    while spent < allowed - 2 * _ROUNDING:
         best = max(heads, key=lambda head: _gain(heads[head], chosen[head]), default=None)
         if best is None or _gain(heads[best], chosen[best]) <= 0:
             break
         steps, place = heads[best], chosen[best]
         spent += steps[place + 1].share - steps[place].share
-        if spent > share * len(heads) and len(heads) > 1:
+        if spent > allowed and len(heads) > 1:
             break
         chosen[best] = place + 1
     return chosen
