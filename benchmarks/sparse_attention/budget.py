@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dsopt.ops.sparse_attention.schedule import picked, schedule, work
+from math import prod
+
+from dsopt import Program
+from dsopt.ir.multiply_adds import multiply_adds
+from dsopt.sparse_schedule import picked, schedule, work
 
 SHARE = 0.15
 """Of the multiply-adds of dense attention, selection included: never more."""
@@ -25,3 +29,14 @@ def share_of(n: int, tile: int, head: int, value_head: int) -> float:
     """Return the part of dense attention's multiply-adds that this takes, by the formula that the counter agrees with."""
     plan = schedule(n, keys_of(n, tile, head, value_head))
     return work(plan, n, n, head, value_head, tile) / (n * n * (head + value_head))
+
+
+def attention_share(program: Program) -> float:
+    """Return the part of dense multiply-adds, without regard to causal masks, that all attention of a program takes."""
+    taken = dense = 0
+    for node in program.graph.nodes:
+        if str(node.target) in ("dsopt.sparse_attention.default", "aten.scaled_dot_product_attention.default"):
+            query, keys = node.args[0].meta["val"].shape, node.args[1].meta["val"].shape[2]
+            dense += prod(query[:3]) * keys * (query[3] + node.meta["val"].shape[3])
+            taken += multiply_adds(node)
+    return taken / dense

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.sparse_attention.budget import WINDOW, keys_of, share_of
 from dsopt.backends.cuda.sparse import has_triton
 
 LENGTHS = {1024: 16, 4096: 4, 16384: 1, 65536: 1, 131072: 1}
 """Keys, and batches of them: at least 16,384 tokens."""
 
 HEADS, HEAD_SIZES = 16, (64, 128)
-TILE, WINDOW, PICKS_A_DOUBLING = 64, 2, 12.0
+TILE = 64
 TRAINED = 4096
 """The length at which a step of training is measured as well."""
 
@@ -34,13 +35,18 @@ PEERS = {
 _ROUNDS, _SAMPLE_SECONDS = 7, 0.02
 
 
+def why_not() -> str:
+    """Return what is missing here to measure, "" for nothing."""
+    if not torch.cuda.is_available():
+        return "there is no GPU here that this torch can use"
+    return "" if has_triton() else "Triton is not installed: pip install 'dsopt[cuda]'"
+
+
 def rows() -> list[dict[str, Any]]:
     """Return one row a length, head size and kind: "speed" with `ratio` to the peer (above 1 is faster), "kernel" with TFLOP/s.
 
-    Raises RuntimeError without a GPU or without Triton.
+    Only where `why_not` has nothing to say.
     """
-    if not torch.cuda.is_available() or not has_triton():
-        raise RuntimeError("needs an NVIDIA GPU, a torch for it, and Triton")
     found: list[dict[str, Any]] = []
     for head in HEAD_SIZES:
         for length, batch in LENGTHS.items():
@@ -70,7 +76,12 @@ def _inputs(batch: int, length: int, head: int, wants_gradient: bool) -> tuple[T
 def _sparse(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     from dsopt.backends.cuda.sparse.function import sparse_attention
 
-    return sparse_attention(query, key, value, None, "none", None, [PICKS_A_DOUBLING], "log2", TILE, WINDOW)
+    return sparse_attention(query, key, value, None, "none", None, _budget(query), "keys", TILE, WINDOW)
+
+
+def _budget(query: Tensor) -> tuple[float]:
+    """Return the keys of the one schedule."""
+    return (float(keys_of(query.shape[2], TILE, query.shape[3], query.shape[3])),)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -111,7 +122,7 @@ def _kernel_alone(inputs: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
 
     query, key, value = inputs
     batch, heads, length, head = query.shape
-    (some,) = by_schedule(query, key, value, None, ("none", None, (PICKS_A_DOUBLING,), "log2", TILE, WINDOW))
+    (some,) = by_schedule(query, key, value, None, ("none", None, _budget(query), "keys", TILE, WINDOW))
     pyramid = build_pyramid(some)
     made = select(some, pyramid)
     result, lse = torch.empty_like(query), query.new_empty((batch, heads, length), dtype=torch.float32)
@@ -133,7 +144,7 @@ def _row(measure: str, inputs: tuple[Tensor, Tensor, Tensor], seconds: float) ->
     batch, heads, length, head = inputs[0].shape
     return {
         "measure": measure, "target": "cuda", "device": torch.cuda.get_device_name(), "n": length, "heads": heads, "head_size": head,
-        "batch": batch, "threads": 0, "seconds": seconds,
+        "batch": batch, "threads": 0, "share": share_of(length, TILE, head, head), "seconds": seconds,
     }  # fmt: skip
 
 
@@ -168,8 +179,3 @@ def _sample(run: Callable[[], Any], repeats: int) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1000 / repeats
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(row, flush=True)

@@ -6,7 +6,6 @@ or stays dense where its error is above the bound; embeddings of Shakespeare are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import dsopt
 from benchmarks.harness import Row, progress
+from benchmarks.sparse_attention.budget import attention_share
 from dsopt import PassContext, PassManager, Program, parse_pipeline
 
 BOUNDS = (None, 0.4, 0.3)
@@ -49,11 +49,10 @@ def _judged(
     layers = len(budgets) + len(records[-1].skips)
     heads = max((len(each) for each in budgets), default=1)
     dense = sum(budget < 0 for each in budgets for budget in each) / heads + len(records[-1].skips)
-    shares = [float(found[1]) for note in records[-1].notes if (found := re.search(r"([0-9.]+) of dense work", note))]
     have = torch.cat([sparse.run(each[None])[0] for each in judged])
     cosine = torch.nn.functional.cosine_similarity(have, wanted, dim=-1)
     return {
-        "share": (sum(shares) + layers - len(shares)) / layers,
+        "share": attention_share(sparse),
         "heads_dense": dense / layers,
         "cosine": float(cosine.mean()),
         "lowest_cosine": float(cosine.min()),

@@ -18,6 +18,7 @@ from torch import Tensor
 import dsopt
 from benchmarks.harness import Row, progress
 from benchmarks.kept import kept
+from benchmarks.sparse_attention.budget import attention_share
 from dsopt import ModelSpec, PassContext, PassManager, Program, parse_pipeline
 from dsopt.train import distill
 from models.gpt import VOCABULARY, Gpt
@@ -87,7 +88,7 @@ def rows(assets: Path, work: Path | None = None, quick: bool = False) -> list[Ro
         for note in (*records[-1].notes, *records[-1].skips):
             progress(note)
         found.append(perplexity(sparse, texts))
-        shares.append(_share(records[-1].notes, size.layers))
+        shares.append(attention_share(sparse))
     return [
         {
             "measure": "task", "task": "perplexity", "n": size.context, "tile": tile, "share": share, "perplexity": value,
@@ -119,9 +120,3 @@ def perplexity(program: Program, texts: Tensor) -> float:
         logits = program.run(text[None, :-1])[0][0]
         total += float(F.cross_entropy(logits, text[1:]))
     return math.exp(total / len(texts))
-
-
-def _share(notes: tuple[str, ...], layers: int) -> float:
-    """Return the mean share of work over layers, 1 of one that stayed dense."""
-    shares = [float(note.split(" of dense work")[0].rsplit(" ", 1)[1]) for note in notes]
-    return (sum(shares) + layers - len(shares)) / layers
