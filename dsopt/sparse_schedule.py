@@ -17,6 +17,9 @@ LEAST_BEAM = 48
 OPENED, FINE_NODE = 2, 128
 """Of what is not picked, the `OPENED` best nodes of each level are looked at more closely, down to nodes of `FINE_NODE` keys."""
 
+LEAST_REST = 2.0**-14
+"""A node of which less than this part of its weight is not picked is left out: its mean would be a difference of rounding errors."""
+
 UNITS = ("keys", "log2", "share")
 """What a budget counts: keys; keys for each doubling of the sequence; or a share of the multiply-adds of dense attention without a mask.
 

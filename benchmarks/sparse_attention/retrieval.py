@@ -15,8 +15,8 @@ from benchmarks.harness import Row, progress
 from benchmarks.sparse_attention.budget import keys_of, share_of
 from dsopt.ops.sparse_attention import Work
 from dsopt.ops.sparse_attention.pyramid import build
-from dsopt.ops.sparse_attention.schedule import LEAF, schedule
 from dsopt.ops.sparse_attention.search import Tiles, find_keys
+from dsopt.sparse_schedule import LEAF, schedule
 
 LENGTHS = (1024, 4096)
 OWN, SHARED, MIXED = "a needle a query", "a needle a tile", "needles in one list"

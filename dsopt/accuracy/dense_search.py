@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from dsopt.ir import Program
+from dsopt.ir.torch_private import named_arguments
 from dsopt.ops.sparse_attention import OPERATOR
 from dsopt.passes.base import Pass, PassContext
 from dsopt.passes.sparse_attention.guard import measure
-
-DENSE_ATTENTION = "dense attention"
-"""What a verdict says of a layer that was kept."""
 
 
 def by_loss(program: Program, context: PassContext) -> list[str]:
@@ -20,9 +18,8 @@ def by_loss(program: Program, context: PassContext) -> list[str]:
     budgets: dict[Any, list[float]] = {}
     for node in program.graph.nodes:
         if node.target is OPERATOR:
-            given: Any = node.args[6]
-            heads = node.args[0].meta["val"].shape[1]
-            budgets[node] = list(given) if len(given) > 1 else list(given) * heads
+            given = list(named_arguments(node)["budget"])
+            budgets[node] = given if len(given) > 1 else given * node.meta["val"].shape[1]
     if not budgets:
         return []
     errors = measure(

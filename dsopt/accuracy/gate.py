@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsopt.accuracy.dense_search import DENSE_ATTENTION, by_loss, fewest, keep_dense
+from dsopt.accuracy.dense_search import by_loss, fewest, keep_dense
 from dsopt.accuracy.job import Draft, Job, prepared_twin
-from dsopt.accuracy.judge import Verdict, failed, reference_values, run_code, run_program
+from dsopt.accuracy.judge import DENSE_ATTENTION, Verdict, failed, reference_values, run_code, run_program
 from dsopt.accuracy.metrics import Function, Metric, find_metric
 from dsopt.accuracy.reference import is_rounded, reference_program
 from dsopt.accuracy.samples import LABELS, Samples
@@ -151,6 +151,7 @@ class _Referee:
     ) -> tuple[Draft, Verdict, tuple[Pass, ...]]:  # fmt: skip
         """Leave attention dense where it is furthest from sparse until the program, and then the code made of it, passes."""
         layers, margin = by_loss(first.program, self.job.context()), 0.0
+        why = "it is missed even with all attention dense"
 
         def kept(some: list[str]) -> tuple[Pass, ...]:
             return (*pipeline[:place], keep_dense(pipeline[place], some), *pipeline[place + 1 :])
@@ -170,7 +171,12 @@ class _Referee:
             if verdict.passes:
                 return draft, verdict, kept(found)
             margin += max(verdict.drop - drops[len(found)], 1e-6)
-        raise failed(verdict, "it is missed even with all attention dense")
+        else:
+            if layers:
+                why = f"the code was {_ATTEMPTS} times worse than its program promised"
+        raise failed(
+            verdict, why, "use no sparse attention, make its ratio larger or its tile smaller, or allow a larger drop"
+        )
 
     def _simulated_drop(self, pipeline: Sequence[Pass]) -> float:
         done = self.job.rewrite(pipeline)

@@ -24,6 +24,9 @@ Progress = Callable[[int, int, str], None]
 
 _RUNS_AT_ONCE = 256
 
+DENSE_ATTENTION = "dense attention"
+"""What a verdict says of a layer whose attention was kept as it was."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -70,7 +73,7 @@ class Verdict:
         count = len(self.kept)
         what = (
             ("layer", "with dense attention")
-            if "dense attention" in self.kept.values()
+            if DENSE_ATTENTION in self.kept.values()
             else ("operator", "at higher precision")
         )
         kept = f"; {count} {what[0]}{'' if count == 1 else 's'} {what[1]}" if count else ""
@@ -82,7 +85,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def failed(verdict: Verdict, why: str) -> CheckError:
+_RAISE = (
+    "train with quantisation (dsopt.train.qat), keep the layers at the top of the table at higher precision "
+    "(quantize{int16=...} or keep=...), or allow a larger drop"
+)
+
+
+def failed(verdict: Verdict, why: str, fix: str = _RAISE) -> CheckError:
     """Return the error of a gate that was missed, with the table of layers."""
     rows = [
         f"{each.snr:7.1f} dB  %{each.node} {each.op}" + (f" in {each.layer}" if each.layer else "")
@@ -94,8 +103,7 @@ def failed(verdict: Verdict, why: str) -> CheckError:
     return CheckError(
         "DS0342", f"the drop in {verdict.metric} is {verdict.drop:.3g} {verdict.unit}, and {verdict.max_drop:g} are allowed",
         where=f"{verdict.summary()}{table}", why=why,
-        fix="train with quantisation (dsopt.train.qat), keep the layers at the top of the table at higher precision "
-        "(quantize{int16=...} or keep=...), or allow a larger drop",
+        fix=fix,
     )  # fmt: skip
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 
 from dsopt.ir import torch_private as private
+
+if TYPE_CHECKING:
+    from dsopt.ir.program import Program
 
 
 def argument_values(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -47,6 +51,20 @@ def evaluate(
         elif node.op == "output":
             return tuple(argument_values(node, values)[0][0])
     raise AssertionError("a graph has an output node")
+
+
+def evaluate_in_turn(
+    program: Program,
+    batches: Iterable[tuple[Tensor, ...]],
+    watch: Callable[[fx.Node, Any], None] | None = None,
+    substitutes: Mapping[Any, Callable[..., Any]] | None = None,
+) -> None:
+    """Run a program on batches of its inputs, without gradients, states carried from one to the next. See `evaluate`."""
+    names, states = [state.name for state in program.signature.states], None
+    with torch.no_grad():
+        for batch in batches:
+            results = evaluate(program.graph, program.bind(batch, states), watch, substitutes)
+            states = dict(zip(names, results[: len(names)], strict=True))
 
 
 def evaluate_all(graph: fx.Graph, placeholders: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import onnxruntime as ort
 
 from dsopt.artifact import Artifact
 from dsopt.errors import ArtifactError, InputError, UsageError
+from dsopt.runtime.sparse_cpu import cpu_flags
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """The files of a cpu artifact: the graph, and the weights where they are large."""
@@ -60,14 +59,9 @@ def run_failed(problem: Exception) -> InputError:
     )
 
 
-@cache
 def _has_vnni() -> bool:
     """Tell whether this CPU is known to add products of bytes in int32. Where it is not, exactness costs a seventh of the time."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
+    return not cpu_flags().isdisjoint(("avx512_vnni", "avx_vnni"))
 
 
 def open_model(
@@ -171,10 +165,11 @@ def with_outputs(names: Sequence[str]) -> bytes:
 
 def _field(number: int, payload: bytes) -> bytes:
     """Encode a length-delimited field (wire type 2)."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Encode a whole number as protobuf does, seven bits a byte."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

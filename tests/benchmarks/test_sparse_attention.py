@@ -20,7 +20,7 @@ from benchmarks.sparse_attention import __main__ as benchmark
 from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, rivals, speed, task
 from benchmarks.sparse_attention.budget import keys_of, share_of
 from benchmarks.sparse_attention.plot import write_charts
-from dsopt.ops.sparse_attention.schedule import schedule, work
+from dsopt.sparse_schedule import schedule, work
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:

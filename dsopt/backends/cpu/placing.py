@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import onnx
 
+from dsopt.runtime.onnx_session import varint
+
 ALIGNMENT = 64
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # of ModelProto, GraphProto and TensorProto
@@ -31,7 +33,7 @@ def lay(model: onnx.ModelProto, tensors: Sequence[onnx.TensorProto]) -> tuple[by
     ):  # bytes of the graph's length, which depends on the filling, which depends on where it begins
         start = len(head) + 1 + width
         parts, places = _parts(start + len(graph), tensors)
-        length = _varint(len(graph) + sum(map(len, parts)))
+        length = varint(len(graph) + sum(map(len, parts)))
         if len(length) == width:
             return b"".join([head, _tag(_GRAPH), length, graph, *parts]), places
     raise AssertionError("a length takes at most 9 bytes")
@@ -52,25 +54,16 @@ def _before(position: int, tensor: onnx.TensorProto) -> bytes:
     """Return all of a tensor that stands before its elements, so long that these begin at a multiple of the alignment."""
     described = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     head: bytes = described.SerializeToString(deterministic=True)
-    raw = _tag(_RAW_DATA) + _varint(len(tensor.raw_data))
+    raw = _tag(_RAW_DATA) + varint(len(tensor.raw_data))
     least = len(_tag(_FILLING)) + 1
     for slack in (0, *range(least, least + 2 * ALIGNMENT)):
-        filling = _tag(_FILLING) + _varint(slack - least) + bytes(slack - least) if slack else b""
+        filling = _tag(_FILLING) + varint(slack - least) + bytes(slack - least) if slack else b""
         inner = head + filling + raw
-        before = _tag(_INITIALIZER) + _varint(len(inner) + len(tensor.raw_data)) + inner
+        before = _tag(_INITIALIZER) + varint(len(inner) + len(tensor.raw_data)) + inner
         if (position + len(before)) % ALIGNMENT == 0:
             return before
     raise AssertionError("one of the lengths fits")
 
 
 def _tag(number: int) -> bytes:
-    return _varint(number << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return varint(number << 3 | 2)

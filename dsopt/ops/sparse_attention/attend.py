@@ -11,9 +11,7 @@ from torch import Tensor
 from dsopt.ops.sparse_attention.pyramid import Level, take
 from dsopt.ops.sparse_attention.search import Chosen, Cover
 from dsopt.ops.sparse_attention.work import Work
-
-LEAST_REST = 2.0**-14
-"""A node of which less than this part of its weight is not picked is left out: its mean would be a difference of rounding errors."""
+from dsopt.sparse_schedule import LEAST_REST
 
 
 class Rows(NamedTuple):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dsopt.ops.sparse_attention.attend import attend, node_rows, single_rows
 from dsopt.ops.sparse_attention.pyramid import Level
-from dsopt.ops.sparse_attention.schedule import LEAF, levels, picked, schedule
 from dsopt.ops.sparse_attention.search import Chosen, Tiles, find_cover, find_keys
 from dsopt.ops.sparse_attention.work import Uncounted, Work
+from dsopt.sparse_schedule import LEAF, levels, picked, schedule
 
 
 class DenseCache(nn.Module):

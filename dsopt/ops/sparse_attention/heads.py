@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsopt.ops.sparse_attention.schedule import UNITS, Schedule, picked, schedule
+from dsopt.sparse_schedule import UNITS, Schedule, picked, schedule
 
 CAUSAL = ("none", "start", "end")
 """Which keys a query sees: all; those up to its own number; or, where the last query belongs to the last key, those up to its own place."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dsopt.ops.library import register_recomputed
 from dsopt.ops.sparse_attention.heads import check
 from dsopt.ops.sparse_attention.reference import sparse_attention
-from dsopt.ops.sparse_attention.schedule import picked, schedule, work
+from dsopt.sparse_schedule import picked, schedule, work
 
 SCHEMA = (
     "sparse_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, str causal, float? scale, float[] budget, str unit, "

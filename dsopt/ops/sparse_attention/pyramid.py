@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsopt.ops.sparse_attention.schedule import LEAF
 from dsopt.ops.sparse_attention.work import Work
+from dsopt.sparse_schedule import LEAF
 
 _DENSER = 16
 """Multiplying by so many more rows at once takes no longer than gathering those that count."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dsopt.ops.sparse_attention.pyramid import Level, products, take
-from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule
 from dsopt.ops.sparse_attention.work import Work
+from dsopt.sparse_schedule import LEAF, OPENED, Schedule
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dsopt.ops.sparse_attention.heads import Heads, check, offset, plans, together
 from dsopt.ops.sparse_attention.pyramid import Level, build
-from dsopt.ops.sparse_attention.schedule import FIRST_NODES, LEAF
 from dsopt.ops.sparse_attention.search import Chosen, Cover, Tiles, find_cover, find_keys
 from dsopt.ops.sparse_attention.work import Work
+from dsopt.sparse_schedule import FIRST_NODES, LEAF
 
 _ELEMENTS = 1 << 24
 """Numbers that are gathered at a time, at most: more tiles are done one after the other."""

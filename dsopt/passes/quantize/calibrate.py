@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program
+from dsopt.ir.interpret import evaluate_in_turn
 from dsopt.ops.recurrent import float_gru, float_lstm
 from dsopt.passes.base import PassContext
 from dsopt.passes.quantize.observer import Observer
@@ -34,21 +35,19 @@ def run_on_data(
     substitutes: Mapping[Any, Callable[..., Any]] = FLOAT_RECURRENT,
 ) -> None:
     """Run the float program on every calibration batch, states carried from one to the next, and show each value to `watch`."""
-    from dsopt.ir.interpret import evaluate
-
     if not context.calibration:
         raise UsageError(
             "DS0311", "quantisation needs calibration data: a range for each activation",
             fix="give inputs that are typical of use: --data calib.npz, or PassContext(calibration=...); quantize-dynamic needs none",
         )  # fmt: skip
-    count, states = len(program.signature.states), None
-    names = [state.name for state in program.signature.states]
-    with torch.no_grad():
+    count = len(context.calibration)
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
         for number, batch in enumerate(context.calibration):
-            context.progress(number, len(context.calibration), what)
-            bound = program.bind(inputs_of(program, batch), states)
-            results = evaluate(program.graph, bound, watch, substitutes)
-            states = dict(zip(names, results[:count], strict=True))
+            context.progress(number, count, what)
+            yield inputs_of(program, batch)
+
+    evaluate_in_turn(program, batches(), watch, substitutes)
 
 
 def inputs_of(program: Program, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -9,10 +9,10 @@ from typing import TypeVar
 Head = TypeVar("Head", bound=Hashable)
 
 LADDER = (0.35, 0.5, 0.75, 1.0, 1.4, 1.9, 2.5)
-"""What a head may get, as parts of the share that is asked for. Shares above `MOST` are left out: dense is as fast."""
+"""What a head may get, as parts of the share that is asked for."""
 
 MOST = 0.6
-
+"""The largest share that a head is given: with more, dense is as fast."""
 
 _ROUNDING = 1e-9
 """What sums of shares may be off by."""
@@ -42,7 +42,7 @@ def divide(heads: Mapping[Head, Sequence[Step]], share: float) -> dict[Head, int
             break
         steps, place = heads[best], chosen[best]
         spent += steps[place + 1].share - steps[place].share
-        if spent > allowed and len(heads) > 1:
+        if spent > allowed:
             break
         chosen[best] = place + 1
     return chosen

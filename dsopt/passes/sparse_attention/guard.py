@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program
-from dsopt.ir.interpret import evaluate
+from dsopt.ir.interpret import evaluate_in_turn
 from dsopt.ops.sparse_attention import sparse_attention
 from dsopt.passes.base import PassContext
 
@@ -59,15 +59,14 @@ def measure(
             fix="give inputs that are typical of use, with --data or PassContext(calibration=...); max_error=none goes without",
         )  # fmt: skip
     found = {node: Errors() for node in ladders}
-    count, states = len(program.signature.states), None
-    batches = context.calibration[:_SAMPLES]
-    with torch.no_grad():
-        for number, batch in enumerate(batches):
-            context.progress(number, len(batches), "measuring sparse attention")
-            bound = program.bind(tuple(batch[name] for name in names), states)
-            watched = {node: _Measured(ladders[node], found[node]) for node in ladders}
-            results = evaluate(program.graph, bound, substitutes=watched)
-            states = dict(zip((each.name for each in program.signature.states), results[:count], strict=True))
+    some = context.calibration[:_SAMPLES]
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        for number, batch in enumerate(some):
+            context.progress(number, len(some), "measuring sparse attention")
+            yield tuple(batch[name] for name in names)
+
+    evaluate_in_turn(program, batches(), substitutes={node: _Measured(ladders[node], found[node]) for node in ladders})
     return found
 
 

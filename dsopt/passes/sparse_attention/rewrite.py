@@ -12,11 +12,11 @@ from torch import fx
 
 from dsopt.ir import Program, Rewriter
 from dsopt.ops.sparse_attention import OPERATOR
-from dsopt.ops.sparse_attention.schedule import picked, schedule, work
 from dsopt.passes.base import Pass, PassContext
 from dsopt.passes.sparse_attention.budgets import LADDER, MOST, Step, divide, enough
 from dsopt.passes.sparse_attention.candidates import Candidate, Sizes, find_candidates
 from dsopt.passes.sparse_attention.guard import DENSE, Errors, measure
+from dsopt.sparse_schedule import picked, schedule, work
 
 _BUDGET = 6
 """Which argument of the operator the budget is."""

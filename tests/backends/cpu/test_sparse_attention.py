@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dsopt.backends.cpu import CpuBackend
 from dsopt.backends.cpu.portable import dense
-from dsopt.ops.sparse_attention.schedule import UNITS
+from dsopt.sparse_schedule import UNITS
 from dsopt.target import CpuTarget
 from tests.backends.cpu.attentions import ATTENTIONS, Attend
 from tests.backends.cpu.harness import Wrapped, assert_close, emit, executor_of, feeds, program_of, run

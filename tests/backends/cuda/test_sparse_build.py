@@ -10,7 +10,7 @@ import pytest
 from dsopt.backends.cuda import sparse
 from dsopt.backends.cuda.sparse import build, has_triton, sizes
 from dsopt.errors import ToolchainError
-from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule, schedule
+from dsopt.sparse_schedule import LEAF, OPENED, Schedule, schedule
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed: pip install 'dsopt[cuda-dev]'")
 

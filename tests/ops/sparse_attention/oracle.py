@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsopt.ops.sparse_attention import Selection
-from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule, picked, schedule
+from dsopt.sparse_schedule import LEAF, OPENED, Schedule, picked, schedule
 
 LEAST = 2.0**-14
 

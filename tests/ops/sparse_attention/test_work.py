@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsopt.ops.sparse_attention import Work, sparse_attention
-from dsopt.ops.sparse_attention.schedule import UNITS, cover_size, levels, picked, schedule, work
+from dsopt.sparse_schedule import UNITS, cover_size, levels, picked, schedule, work
 from tests.ops.sparse_attention.oracle import Call
 from tests.ops.sparse_attention.samples import padding, sample
 

@@ -14,7 +14,7 @@ from dsopt.backends.cpu.functions import FunctionBuilder
 from dsopt.backends.cpu.portable.plan import Form, Places
 from dsopt.backends.cpu.portable.pyramid import Keys, Level, Slots
 from dsopt.backends.cpu.portable.search import Chosen, Cover, Search
-from dsopt.ops.sparse_attention.attend import LEAST_REST
+from dsopt.sparse_schedule import LEAST_REST
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dsopt.backends.cpu.portable.attend import Attention
 from dsopt.backends.cpu.portable.plan import Form, Places
 from dsopt.backends.cpu.portable.pyramid import Keys, Level, build, load_keys, make_slots
 from dsopt.backends.cpu.portable.search import Search
-from dsopt.ops.sparse_attention.schedule import Schedule
+from dsopt.sparse_schedule import Schedule
 
 
 def write(form: Form, name: str) -> Function:

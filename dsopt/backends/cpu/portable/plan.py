@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dsopt.ops.sparse_attention.schedule import LEAF, Schedule, picked, schedule
+from dsopt.sparse_schedule import LEAF, Schedule, picked, schedule
 
 Numbers = npt.NDArray[np.int64]
 

@@ -11,7 +11,7 @@ import torch
 from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.functions import FunctionBuilder
 from dsopt.backends.cpu.portable.plan import Form
-from dsopt.ops.sparse_attention.schedule import LEAF
+from dsopt.sparse_schedule import LEAF
 
 
 @dataclass(frozen=True)

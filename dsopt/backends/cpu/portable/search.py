@@ -13,7 +13,7 @@ from dsopt.backends.cpu.builder import Value
 from dsopt.backends.cpu.functions import FunctionBuilder
 from dsopt.backends.cpu.portable.plan import Numbers, Places
 from dsopt.backends.cpu.portable.pyramid import Keys, Level, Slots
-from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule
+from dsopt.sparse_schedule import LEAF, OPENED, Schedule
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dsopt.backends.cpu.sparse.form import Form, Numbers
 from dsopt.backends.cpu.sparse.search import COVERED, OWN, PICKED, ROWS, most_zero
 from dsopt.backends.cpu.sparse.vectors import logarithm, pieces
 from dsopt.backends.tir.tvm_adapter import Expr, PrimFunc, tirx
-from dsopt.ops.sparse_attention.attend import LEAST_REST
 from dsopt.runtime.sparse_layout import ZERO
-from dsopt.sparse_schedule import LEAF
+from dsopt.sparse_schedule import LEAF, LEAST_REST
 
 _AT_ONCE = 8
 """Vectors of a row that are added up together, in registers."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsopt.backends.cuda.sparse import has_triton, sizes
 from dsopt.errors import ToolchainError
-from dsopt.ops.sparse_attention.schedule import LEAF, schedule
+from dsopt.sparse_schedule import LEAF, schedule
 
 ARCHS = {"sm_80": 80, "sm_90": 90}
 """The architectures that are compiled for. Code for sm_90 is for that one alone (sm_90a): its matrix instructions are."""

@@ -18,7 +18,7 @@ from dsopt.backends.cuda.sparse.gradient import backward
 from dsopt.backends.cuda.sparse.launch import DTYPES, Heads, Selection, build_pyramid, forward, select
 from dsopt.ops.sparse_attention import sparse_attention as reference
 from dsopt.ops.sparse_attention.heads import check
-from dsopt.ops.sparse_attention.schedule import DENSE, LEAF, picked, schedule
+from dsopt.sparse_schedule import DENSE, LEAF, picked, schedule
 
 _DENSE_TILE = 64
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsopt.backends.cuda.sparse import sizes
-from dsopt.ops.sparse_attention.schedule import LEAF, Schedule, levels
+from dsopt.sparse_schedule import LEAF, Schedule, levels
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 """What the kernels compute with, and its name in Triton."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsopt.ops.sparse_attention.schedule import LEAF, OPENED, Schedule
+from dsopt.sparse_schedule import LEAF, OPENED, Schedule
 
 MOST_ROWS = 128
 """Rows of a tile, at most: one program holds them all."""

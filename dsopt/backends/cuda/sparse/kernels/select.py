@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 
 from dsopt.backends.cuda.sparse.kernels.common import before, best, first_exact
-from dsopt.sparse_schedule import OPENED
+from dsopt.sparse_schedule import LEAST_REST, OPENED
 
-_OPENED = tl.constexpr(OPENED)
+_OPENED, _LEAST_REST = tl.constexpr(OPENED), tl.constexpr(LEAST_REST)
 
 
 @triton.jit
@@ -243,8 +243,7 @@ def select(
         owner = tl.max(tl.where(inside, number[:, None], -1), 0)
         tl.store(OWNER + slot, owner, mask=slot < found)
     rest = total - taken
-    # What is left of less than this part is a difference of rounding errors: LEAST_REST of the reference.
-    is_any = is_node & (rest > 0.00006103515625 * total)
+    is_any = is_node & (rest > _LEAST_REST * total)
     rest = tl.where(is_any, rest, 1.0)
     tl.store(REST_LOG + job * NODES + number, tl.where(is_any, tl.log(rest), float("-inf")))
     _rest(
