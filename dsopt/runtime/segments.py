@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -149,9 +148,10 @@ def load_kernel(artifact: Artifact, files: KernelFiles, threads: int) -> Any:
 
     threads: 0 for one a core. The module is imported only for artifacts that have kernels.
     """
-    module = import_module("dsopt.runtime.sparse_kernel")
+    from dsopt.runtime.sparse_kernel import KernelConfig, SparseKernel
+
     libraries = {level: artifact.path_of(name) or artifact.files[name] for level, name in files.libraries.items()}
-    return module.SparseKernel(module.KernelConfig(**files.config), libraries, threads or _cores())
+    return SparseKernel(KernelConfig(**files.config), libraries, threads or _cores())
 
 
 def _cores() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -116,9 +115,9 @@ def _libraries(form: Form) -> Mapping[str, bytes]:
 def build(config: Mapping[str, Any]) -> Mapping[str, bytes]:
     """Build one kernel: the one place that knows where kernels come from. TVM is imported only here."""
     try:
-        compiler = import_module("dsopt.backends.cpu.sparse")
+        from dsopt.backends.cpu.sparse import build as compile_kernel
     except ModuleNotFoundError as problem:
         raise ToolchainError("DS0396", "what makes native kernels is not installed", why=str(problem)) from problem
-    configuration = import_module("dsopt.runtime.sparse_kernel").KernelConfig(**config)
-    libraries: Mapping[str, bytes] = compiler.build(configuration)
-    return libraries
+    from dsopt.runtime.sparse_kernel import KernelConfig
+
+    return compile_kernel(KernelConfig(**config))
