@@ -61,7 +61,7 @@ def build() -> Mapping[str, bytes]:
 
 def config(n: int) -> Any:
     """Return the attributes of the operator at the keys of the schedule."""
-    from dsopt.runtime.sparse_kernel import KernelConfig
+    from dsopt.runtime.sparse_call import KernelConfig
 
     return KernelConfig(
         heads=HEADS, key_heads=HEADS, head=HEAD, value_head=HEAD, causal="none", scale=None,

@@ -148,7 +148,8 @@ def load_kernel(artifact: Artifact, files: KernelFiles, threads: int) -> Any:
 
     threads: 0 for one a core. The module is imported only for artifacts that have kernels.
     """
-    from dsopt.runtime.sparse_kernel import KernelConfig, SparseKernel
+    from dsopt.runtime.sparse_call import KernelConfig
+    from dsopt.runtime.sparse_kernel import SparseKernel
 
     libraries = {level: artifact.path_of(name) or artifact.files[name] for level, name in files.libraries.items()}
     return SparseKernel(KernelConfig(**files.config), libraries, threads or _cores())

@@ -118,6 +118,6 @@ def build(config: Mapping[str, Any]) -> Mapping[str, bytes]:
         from dsopt.backends.cpu.sparse import build as compile_kernel
     except ModuleNotFoundError as problem:
         raise ToolchainError("DS0396", "what makes native kernels is not installed", why=str(problem)) from problem
-    from dsopt.runtime.sparse_kernel import KernelConfig
+    from dsopt.runtime.sparse_call import KernelConfig
 
     return compile_kernel(KernelConfig(**config))

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from dsopt.errors import ArtifactError, InputError, ToolchainError
 from dsopt.native import host_compilers
 from dsopt.ops.sparse_attention import sparse_attention
+from dsopt.runtime.sparse_call import Calls, KernelConfig, Layout, Shapes
 from dsopt.runtime.sparse_cpu import NEEDS, choose_level, cpu_flags, load_library
-from dsopt.runtime.sparse_kernel import Chosen, KernelConfig, SparseKernel
+from dsopt.runtime.sparse_kernel import Chosen, SparseKernel
 from dsopt.sparse_schedule import LEAF
 
 pytestmark = [
@@ -233,9 +234,20 @@ def test_views_of_projections_and_unaligned_memory_are_read_as_they_lie() -> Non
     close(out, reference(options, given_))
 
 
-def test_threads_and_calls_at_the_same_time_change_no_bit() -> None:
+@pytest.mark.parametrize(
+    ("batch", "queries", "threads", "phases"),
+    [
+        pytest.param(2, 200, 1, 1, id="too little for a second thread"),
+        pytest.param(2, 300, 3, 2, id="heads in parts, after all pyramids"),
+        pytest.param(6, 100, 3, 1, id="heads as a whole"),
+    ],
+)
+def test_threads_and_calls_at_the_same_time_change_no_bit(batch: int, queries: int, threads: int, phases: int) -> None:
     options = config(4, causal="start", key_heads=2, budget=(30.0, -1.0, 30.0, 10.0))
-    given_ = arrays(options, 2, 200, 400)
+    given_ = arrays(options, batch, queries, 400)
+    query, key, value = (Layout.of(each) for each in given_)
+    calls = Calls(options, Shapes(query, key, value, Layout.of(None), query, is_traced=False), threads=3)
+    assert (calls.threads, len(calls.phases)) == (threads, phases)
     alone = kernel(options).run(*given_)
     shared = kernel(options, threads=3)
     with ThreadPoolExecutor(3) as pool:
@@ -328,7 +340,8 @@ def test_the_runtime_needs_neither_torch_nor_tvm(tmp_path: Path) -> None:
     program = f"""
 import sys, numpy as np
 from pathlib import Path
-from dsopt.runtime.sparse_kernel import KernelConfig, SparseKernel
+from dsopt.runtime.sparse_call import KernelConfig
+from dsopt.runtime.sparse_kernel import SparseKernel
 made = KernelConfig.from_dict({options.as_dict()!r})
 kernel = SparseKernel(made, {{{next(iter(library(16, 8, False)))!r}: Path({str(path)!r})}})
 q, k, v = (np.ones((1, 2, 64, n), np.float32) for n in (16, 16, 8))

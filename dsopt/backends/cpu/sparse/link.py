@@ -14,7 +14,7 @@ from dsopt.backends.cpu.sparse.form import LEVELS, Form
 from dsopt.backends.tir.tvm_adapter import PrimFunc, machine_code
 from dsopt.errors import ToolchainError
 from dsopt.native import host_compilers
-from dsopt.runtime.sparse_kernel import KernelConfig
+from dsopt.runtime.sparse_call import KernelConfig
 
 _MACHINES = ("x86_64", "AMD64", "amd64")
 _TRIPLE = "x86_64-unknown-linux-gnu"
