@@ -14,6 +14,7 @@ guard       what the pass does with the encoder, calibrated on one text and judg
             dense, `share`, and the `cosine` of embeddings (guarded.py here)
 retrieval   how often a search finds the key that a query looks for (retrieval.py here)
 speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
+            (and once more with torch alone, both held to AVX2)
 network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here)
 crossover   the smallest n from which on sparse attention is not slower
 
@@ -46,6 +47,7 @@ from benchmarks.sparse_attention import (
     cuda,
     fidelity,
     guarded,
+    held,
     minilm,
     networks,
     perplexity,
@@ -141,7 +143,9 @@ def retrieval_rows(chosen: argparse.Namespace) -> list[Row]:
 
 
 def speed_rows(chosen: argparse.Namespace) -> list[Row]:
-    return speed.cpu_rows(speed.QUICK_LENGTHS if chosen.quick else speed.LENGTHS, SECONDS[chosen.quick])
+    lengths = speed.QUICK_LENGTHS if chosen.quick else speed.LENGTHS
+    rows = speed.cpu_rows(lengths, SECONDS[chosen.quick])
+    return [*rows, *(held.held_rows((1024,), SECONDS[chosen.quick]) if rows else [])]
 
 
 def cuda_rows() -> list[Row]:
@@ -188,17 +192,19 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
                 "2 layers of width 64", networks.Encoder(2, 64, 2), torch.zeros(1, 256, dtype=torch.int64), 1.0
             )
         ]
-    ids = torch.arange(4096)[None] % 1000
-    deep = networks.network_row("12 layers of width 768", networks.Encoder(), ids, SECONDS[False])
+    deep = [
+        networks.network_row("12 layers of width 768", networks.Encoder(), torch.arange(n)[None] % 1000, SECONDS[False])
+        for n in (4096, 16384)
+    ]
     if chosen.assets is None:
-        return [deep]
+        return deep
     text = shakespeare(chosen.assets)
     return [
         *(
             networks.network_row("all-MiniLM-L6-v2", minilm.load(n), minilm.chunks(text, n, 1), SECONDS[False])
             for n in (512, 1024)
         ),
-        deep,
+        *deep,
     ]
 
 

@@ -17,6 +17,8 @@ from dsopt.runtime import Session
 from models.bert import Layer
 
 TILE = 64
+LEAST_ROUNDS = 3
+"""A dense call of the longest network takes minutes."""
 
 
 def network_row(name: str, net: nn.Module, ids: Tensor, seconds: float) -> Row:
@@ -37,8 +39,9 @@ def _timed(program: Program, ids: torch.Tensor, dense: Any, sparse: Any, seconds
     with Session(dense, threads=1) as one, Session(sparse, threads=1) as other:
         first, second = (next(iter(each.run_flat(values).values())) for each in (one, other))
         times = interleave(
-            {"dense": lambda: one.run_flat(values), "sparse": lambda: other.run_flat(values)}, budget_seconds=seconds
-        )
+            {"dense": lambda: one.run_flat(values), "sparse": lambda: other.run_flat(values)},
+            budget_seconds=seconds, least_rounds=LEAST_ROUNDS,
+        )  # fmt: skip
     return {
         "seconds": float(np.median(times["sparse"])),
         "dense_seconds": float(np.median(times["dense"])),

@@ -5,37 +5,48 @@ other. A piece begins 480 ids behind the one before it, so that there are more t
 
 own text           of all dense embeddings, that of the same piece is the nearest to the sparse one: an index built before still serves
 nearest neighbour  the nearest other piece is the same one as with dense attention. The hardest: many pieces are about as near
+neighbour's label  that piece is of the same class as the one that dense attention finds
 label              the class whose other pieces have the nearest mean embedding is the same one as with dense attention. 11 labels: the
                    plays and the two classes; 64 labels: plays cut into 62 stretches instead, most of which nobody could tell apart
 
 But for the first, embeddings of the sparse network are compared with each other, and those of the dense network with each other.
+`method`: "schedule", the same keys for all heads; "pass", what the pass makes by its defaults, calibrated on a few pieces that are not
+judged. All are cpu artifacts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import dsopt
 from benchmarks.harness import Row, progress
 from benchmarks.sparse_attention import minilm
-from benchmarks.sparse_attention.budget import share_of
-from benchmarks.sparse_attention.fidelity import Sparse
+from benchmarks.sparse_attention.budget import attention_share, keys_of
+from dsopt import PassContext, PassManager, Program, parse_pipeline
+from dsopt.runtime import Session
 
 LENGTH, STEP = 512, 480
 STRETCHES = 62
 TILE = 16
 HEAD = minilm.WIDTH // minilm.HEADS
 BATCH = 8
+CALIBRATION = 8
+"""Pieces."""
 KEEP_EVERY = 4
 """Batches after which what is done is written."""
 
+Encoder = Callable[[Tensor], Tensor]
+"""Pieces (B, S) int64 to unit vectors (B, 384)."""
 
 FIRST_WORDS = (
     "Before we proceed any further", "Now is the winter of our discontent", "Old John of Gaunt", "Gregory, o' my word",
@@ -56,7 +67,16 @@ class Texts:
     def first(self, count: int) -> Texts:
         """Return `count` pieces of the whole, drawn once and for all, so that fewer are a part of more."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))[:count]
+        return self.at(order)
+
+    def at(self, order: Tensor) -> Texts:
+        """Return some pieces."""
         return Texts(self.pieces[order], self.labels[order], self.stretches[order])
+
+    def held_out(self) -> tuple[Texts, Tensor]:
+        """Return what is judged, and the pieces (CALIBRATION, S) that are not: they are calibrated on."""
+        order = torch.arange(len(self.labels))
+        return self.at(order[CALIBRATION:]), self.pieces[:CALIBRATION]
 
 
 def read_texts(assets: Path) -> Texts:
@@ -92,29 +112,49 @@ def cut(ids: Sequence[int]) -> Tensor:
     return torch.tensor([[minilm.START, *ids[first : first + inner], minilm.END] for first in firsts])
 
 
-def embeddings(texts: Texts, net: minilm.MiniLm, attentions: Sequence[minilm.Attention], kept: Path | None) -> Tensor:
-    """Return the unit vectors (networks, N, 384) of the pieces with each attention.
+def embeddings(pieces: Tensor, encoders: Sequence[Encoder], kept: Path | None) -> Tensor:
+    """Return the unit vectors (encoders, N, 384) of pieces (N, S) by each encoder.
 
-    kept: file to go on from, and to write what is done; it must be of the same texts and attentions.
+    kept: file to go on from, and to write what is done; it must be of the same pieces and encoders.
     """
-    done = torch.zeros(len(attentions), 0, minilm.WIDTH)
+    done = torch.zeros(len(encoders), 0, minilm.WIDTH)
     if kept is not None and kept.exists():
-        done = torch.from_numpy(np.load(kept))[:, : len(texts.labels)]
-    for number, first in enumerate(range(done.shape[1], len(texts.labels), BATCH)):
-        progress(f"task: piece {first} of {len(texts.labels)}")
-        done = torch.cat([done, _batch(texts.pieces[first : first + BATCH], net, attentions)], 1)
-        if kept is not None and ((number + 1) % KEEP_EVERY == 0 or done.shape[1] == len(texts.labels)):
+        done = torch.from_numpy(np.load(kept))[:, : len(pieces)]
+    for number, first in enumerate(range(done.shape[1], len(pieces), BATCH)):
+        progress(f"task: piece {first} of {len(pieces)}")
+        batch = pieces[first : first + BATCH]
+        done = torch.cat([done, torch.stack([each(batch) for each in encoders])], 1)
+        if kept is not None and ((number + 1) % KEEP_EVERY == 0 or done.shape[1] == len(pieces)):
             _keep(kept, done)
     return done
 
 
-def _batch(pieces: Tensor, net: minilm.MiniLm, attentions: Sequence[minilm.Attention]) -> Tensor:
-    found = []
-    for attention in attentions:
-        minilm.attend_with(net, attention)
-        with torch.inference_mode():
-            found.append(net(pieces))
-    return torch.stack(found)
+@contextmanager
+def encoders(program: Program, calibration: Tensor) -> Iterator[tuple[dict[str, Encoder], dict[str, float]]]:
+    """Give the cpu artifacts of an encoder of (1, S) ids by method, and the share of dense attention's work that each does."""
+    name, keys = program.signature.inputs[0].name, keys_of(LENGTH, TILE, HEAD, HEAD)
+    feeds = [{name: each[None]} for each in calibration]
+    found: dict[str, Encoder] = {}
+    shares: dict[str, float] = {}
+    with ExitStack() as opened:
+        for method, options in (("dense", None), ("schedule", f"keys={keys},max_error=none"), ("pass", "")):
+            progress(f"task: compiling {method}")
+            passes = "..."
+            if options is not None:
+                passes = f"...,sparse-attention{{{options}{',' if options else ''}tile={TILE},at_least=0}}"
+                sparse, _ = PassManager(parse_pipeline(f"fuse-attention,{passes[4:]}")).run(
+                    program, PassContext(calibration=feeds)
+                )
+                shares[method] = attention_share(sparse)
+            artifact = dsopt.compile(program, "cpu", passes, feeds if method == "pass" else None, tolerance=1e-2)
+            found[method] = partial(_encoded, opened.enter_context(Session(artifact, threads=1)), name)
+        yield found, shares
+
+
+def _encoded(session: Session, name: str, pieces: Tensor) -> Tensor:
+    return torch.cat(
+        [torch.from_numpy(next(iter(session.run_flat({name: each[None].numpy()}).values()))) for each in pieces]
+    )
 
 
 def _keep(path: Path, done: Tensor) -> None:
@@ -124,31 +164,53 @@ def _keep(path: Path, done: Tensor) -> None:
     temporary.replace(path)
 
 
-def task_rows(texts: Texts, load: Callable[[int], minilm.MiniLm], folder: Path | None) -> list[Row]:
-    """Return a row for each task. folder: where embeddings are kept."""
-    sparse = Sparse(TILE)
-    dense: minilm.Attention = F.scaled_dot_product_attention
-    kept = None if folder is None else folder / f"embeddings-{TILE}-{sparse.share}.npy"
-    found = embeddings(texts, load(LENGTH), [dense, sparse], kept)
-    return judge(found[0], found[1], (texts.labels, texts.stretches))
+def task_rows(texts: Texts, load: Callable[[int], nn.Module], folder: Path | None) -> list[Row]:
+    """Return a row for each method and task. folder: where embeddings are kept."""
+    texts, calibration = texts.held_out()
+    program = dsopt.capture(load(LENGTH), (texts.pieces[:1],))
+    with encoders(program, calibration) as (found, shares):
+        embedded = embeddings(texts.pieces, list(found.values()), folder and folder / f"embeddings-{TILE}.npy")
+    dense, *others = embedded
+    return [
+        {**row, "method": method, "share": shares[method]}
+        for method, sparse in zip(shares, others, strict=True)
+        for row in judge(dense, sparse, (texts.labels, texts.stretches))
+    ]
 
 
 def judge(dense: Tensor, sparse: Tensor, labels: Sequence[Tensor]) -> list[Row]:
     """Compare what embeddings (N, 384) of unit length say. labels: (N,) int64, one for each way to classify.
 
-    low, high: 95% interval of the agreement.  cosine: of an embedding with its dense one, the mean.  accuracy: of labels, for their rows.
+    low, high: 95% interval of the agreement.  cosine: of an embedding with its dense one, the mean.  For labels: accuracy of both;
+    kept: the part of dense attention's accuracy that is left, kept_low, kept_high: its 95% interval.
     """
+    near = neighbour(dense), neighbour(sparse)
     rows = [
         _row("own text", torch.arange(len(dense)), (sparse @ dense.T).argmax(1)),
-        _row("nearest neighbour", neighbour(dense), neighbour(sparse)),
+        _row("nearest neighbour", *near),
     ]
     for right in labels:
-        wanted, given = (label(each, right) for each in (dense, sparse))
-        exact, ours = (float((each == right).double().mean()) for each in (wanted, given))
-        columns = {"labels": int(right.max()) + 1, "accuracy": ours, "dense_accuracy": exact}
-        rows.append({**_row("label", wanted, given), **columns})
-    cosine, share = float((dense * sparse).sum(1).mean()), share_of(LENGTH, TILE, HEAD, HEAD)
-    return [{**row, "cosine": cosine, "share": share} for row in rows]
+        for name, (wanted, given) in {
+            "neighbour's label": (right[near[0]], right[near[1]]),
+            "label": (label(dense, right), label(sparse, right)),
+        }.items():
+            rows.append(
+                {**_row(name, wanted, given), "labels": int(right.max()) + 1, **_kept(wanted == right, given == right)}
+            )
+    cosine = float((dense * sparse).sum(1).mean())
+    return [{**row, "cosine": cosine} for row in rows]
+
+
+def _kept(dense: Tensor, sparse: Tensor) -> dict[str, float]:
+    """Compare which answers (N,) bool are right. The interval: of 2,000 bootstrap samples (Efron & Tibshirani 1993)."""
+    exact, ours = dense.double().numpy(), sparse.double().numpy()
+    drawn = np.random.default_rng(0).integers(0, len(exact), (2000, len(exact)))
+    parts = ours[drawn].sum(1) / np.maximum(exact[drawn].sum(1), 1)
+    low, high = np.percentile(parts, (2.5, 97.5))
+    return {
+        "dense_accuracy": float(exact.mean()), "accuracy": float(ours.mean()),
+        "kept": float(ours.sum() / max(exact.sum(), 1)), "kept_low": float(low), "kept_high": float(high),
+    }  # fmt: skip
 
 
 def _row(name: str, wanted: Tensor, given: Tensor) -> Row:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from sklearn.neighbors import NearestCentroid, NearestNeighbors
 
+import dsopt
 from benchmarks import results_store
 from benchmarks.sparse_attention import __main__ as benchmark
-from benchmarks.sparse_attention import counted, fidelity, minilm, retrieval, rivals, speed, task
+from benchmarks.sparse_attention import counted, fidelity, held, minilm, retrieval, rivals, speed, task
 from benchmarks.sparse_attention.budget import keys_of, share_of
 from benchmarks.sparse_attention.plot import write_charts
 from dsopt.sparse_schedule import schedule, work
@@ -176,9 +177,13 @@ def test_agreement_is_that_of_scikit_learn() -> None:
     assert rows[0]["agreement"] == pytest.approx(np.mean(nearest[0] == nearest[1]))
     assert rows[0]["agreement"] < 1
     classes = [_left_out_centroids(each, labels) for each in (dense, sparse)]
-    assert rows[1]["agreement"] == pytest.approx(np.mean(classes[0] == classes[1]))
-    assert rows[1]["accuracy"] == pytest.approx(np.mean(classes[1] == labels.numpy()))
-    assert rows[1]["dense_accuracy"] == pytest.approx(np.mean(classes[0] == labels.numpy()))
+    near = [labels.numpy()[each] for each in nearest]
+    for row, (wanted, given) in zip(rows[1:], (near, classes), strict=True):
+        assert row["agreement"] == pytest.approx(np.mean(wanted == given))
+        accuracies = [np.mean(each == labels.numpy()) for each in (wanted, given)]
+        assert [row["dense_accuracy"], row["accuracy"]] == pytest.approx(accuracies)
+        assert row["kept_low"] <= row["kept"] <= row["kept_high"]
+        assert row["kept"] == pytest.approx(accuracies[1] / accuracies[0])
     assert rows[0]["cosine"] == pytest.approx(float(F.cosine_similarity(dense, sparse).mean()), rel=1e-6)
 
 
@@ -203,25 +208,44 @@ def test_the_interval_is_wilsons(right: int, count: int) -> None:
 def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def counting(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        calls.append(len(query))
-        return F.scaled_dot_product_attention(query, key, value, mask)
+    def encoder(pieces: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pieces))
+        return F.one_hot(pieces[:, 0], minilm.WIDTH).float()
 
-    monkeypatch.setattr(minilm, "LAYERS", 1)
     monkeypatch.setattr(task, "KEEP_EVERY", 1)
-    ids = torch.randint(200, 1000, (20, 32), generator=torch.Generator().manual_seed(0))
-    texts, net = task.Texts(ids, torch.arange(20) % 3, torch.arange(20)), _random_net(32)
-    whole = task.embeddings(texts, net, [counting], None)
+    pieces = torch.randint(0, minilm.WIDTH, (20, 32), generator=torch.Generator().manual_seed(0))
+    whole = task.embeddings(pieces, [encoder], None)
+    assert whole.argmax(2).tolist() == [pieces[:, 0].tolist()]
     assert calls == [8, 8, 4]
-    fewer = task.Texts(ids[:8], texts.labels[:8], texts.stretches[:8])
-    torch.testing.assert_close(task.embeddings(fewer, net, [counting], tmp_path / "kept.npy"), whole[:, :8])
+    file = tmp_path / "kept.npy"
+    assert torch.equal(task.embeddings(pieces[:8], [encoder], file), whole[:, :8])
     calls.clear()
-    torch.testing.assert_close(task.embeddings(texts, net, [counting], tmp_path / "kept.npy"), whole)
+    assert torch.equal(task.embeddings(pieces, [encoder], file), whole)
     assert calls == [8, 4]
-    torch.testing.assert_close(task.embeddings(texts, net, [counting], tmp_path / "kept.npy"), whole)
+    assert torch.equal(task.embeddings(pieces, [encoder], file), whole)
     assert calls == [8, 4]
+
+
+def test_methods_are_artifacts_of_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "LAYERS", 1)
+    monkeypatch.setattr(task, "LENGTH", 128)
+    pieces = torch.randint(200, 1000, (3, 128), generator=torch.Generator().manual_seed(0))
+    net = _random_net(128)
+    with task.encoders(dsopt.capture(net, (pieces[:1],)), pieces[2:]) as (found, shares):
+        dense, *sparse = (found[method](pieces[:2]) for method in ("dense", "schedule", "pass"))
+    with torch.inference_mode():
+        torch.testing.assert_close(dense, net(pieces[:2]), rtol=0, atol=1e-5)
+    assert all(0.1 < share < 0.2 for share in shares.values())
+    for each in sparse:
+        assert not torch.equal(each, dense)
+        assert (each * dense).sum(1).min() > 0.8
+
+
+def test_pieces_that_calibrate_are_not_judged() -> None:
+    texts = task.Texts(torch.arange(50)[:, None], torch.arange(50), torch.arange(50))
+    judged, calibration = texts.held_out()
+    assert len(calibration) == task.CALIBRATION
+    assert sorted([*judged.labels.tolist(), *calibration[:, 0].tolist()]) == list(range(50))
 
 
 def test_fewer_texts_are_a_part_of_more() -> None:
@@ -311,12 +335,22 @@ def test_speed_has_a_row_for_each_length_and_number_of_threads(
     monkeypatch.setattr(speed, "native", lambda arrays, threads, libraries: speed.torch_dense(arrays))
     monkeypatch.setattr(speed, "QUICK_LENGTHS", (64, 128))
     monkeypatch.setattr(speed, "OPENINGS", 1)
+    monkeypatch.setattr(held, "held_rows", lambda lengths, seconds: [])
     monkeypatch.setattr(benchmark, "SECONDS", {True: 0.01, False: 0.01})
     rows = _run(capsys, "--quick", "--measures", "speed")
     assert [(row["measure"], row["threads"]) for row in rows] == [
         (measure, threads) for threads in (1, 2) for measure in ("speed", "speed", "crossover")
     ]
     assert all(row["target"] == "cpu" for row in rows)
+
+
+def test_both_sides_are_held_to_avx2() -> None:
+    try:
+        speed.build()
+    except ImportError as problem:
+        pytest.skip(str(problem))
+    (row,) = held.held_rows((64,), 0.01)
+    assert (row["isa"], row["peer"], row["n"]) == ("AVX2", "torch", 64)
 
 
 # --- the program ---

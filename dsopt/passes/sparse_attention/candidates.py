@@ -15,7 +15,7 @@ from dsopt.target import Target
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
-CROSSOVER = {"cpu": 256}
+CROSSOVER = {"cpu": 128}
 """Keys from which on sparse attention is faster than dense, by target family (benchmarks/sparse_attention measures it)."""
 
 
