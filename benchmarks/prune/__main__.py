@@ -19,7 +19,7 @@ transformers (which has dependencies of its own). Install them away from the env
 --assets DIR (with data/cifar10_train_jpeg.npz and cifar10_test_jpeg.npz; needs Pillow) trains two networks on real data
 instead, prunes and rounds them (benchmarks/prune/images.py). This takes about 3.5 hours on one core; what matters most
 is done first, --hours ends it early, and --work goes on from what is done. A run keeps its JSON in benchmarks/results/,
-with machine, versions and seeds; --report shows the newest.
+with machine, versions and seeds; a later call adds what the newest lacks; --report shows the newest.
 
     python -m benchmarks.prune --assets DIR --work DIR --plot docs/pruning
     python -m benchmarks.prune --report
@@ -28,6 +28,7 @@ with machine, versions and seeds; --report shows the newest.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -46,7 +47,7 @@ from benchmarks.prune.masked import masked_difference, randomized
 from benchmarks.prune.peer import has_peer, peer_columns
 from benchmarks.prune.plot import write_frontiers
 from benchmarks.prune.speed import speed
-from benchmarks.results_store import keep, newest, origin
+from benchmarks.results_store import keep, newest, newest_path, origin
 from dsopt.frontend.export import export_module
 from dsopt.ir import Program, example_inputs
 from dsopt.ir.multiply_adds import multiply_adds
@@ -105,14 +106,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Train on real data, and return the run; one that was not quick is kept."""
+    """Train on real data what the newest run of the same plan lacks, and return the run; one that was not quick is kept."""
     plan = QUICK if chosen.quick else replace(Plan(), seeds=chosen.seeds)
-    rows, trainings = image_rows(chosen.assets, plan, chosen.work, chosen.hours)
+    path, known = (None, []) if chosen.quick else earlier(plan)
+    rows, trainings = image_rows(chosen.assets, plan, chosen.work, chosen.hours, known)
     seeds = sorted({each["seed"] for each in trainings})
-    document = {"seeds": seeds, "plan": {**asdict(plan), "batch": BATCH}, "trainings": trainings, "rows": rows}
+    document = {"seeds": seeds, "plan": described(plan), "trainings": trainings, "rows": rows}
     if not chosen.quick:
-        progress(f"kept as {keep('prune', document)}")
+        written = keep("prune", document)
+        progress(f"kept as {written}")
+        if path is not None and path != written:
+            path.unlink()
     return {**document, "machine": machine()}
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "batch": BATCH}))
+    return found
+
+
+def earlier(plan: Plan) -> tuple[Path | None, list[Row]]:
+    """Return the newest run and its trainings, if it trained as the plan does; how many seeds and networks it had does not matter."""
+    try:
+        document = newest("prune")
+    except FileNotFoundError:
+        return None, []
+    ways = [
+        {name: each for name, each in given.items() if name not in ("seeds", "frontier_seeds", "networks")}
+        for given in (document["plan"], described(plan))
+    ]
+    return (newest_path("prune"), document["trainings"]) if ways[0] == ways[1] else (None, [])
 
 
 def encoder() -> dsopt.ModelSpec:

@@ -7,6 +7,7 @@ pruned        with that share of its parameters gone, and two epochs more: label
 int8          the same, and a third of an epoch with quantisation to 8 bits; the generated code's answers
 scratch       the shape of the pruned network from fresh weights, on labels: the nine epochs of both together,
               on images of the same sizes, with one schedule
+scratch-e     the same for as many epochs as the float network had: the seven (Liu et al. 2019 judge by both)
 uniform       a network of the same kind and size, all layers equally narrower; trained as scratch is
 
 accuracy, spread: percent, mean and standard deviation over the seeds.  drop: points below float of the same seed.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,9 @@ from dsopt.train import distill, qat, taught_loss
 
 INT8_RATIO = 0.6
 """The share at which the pruned network is rounded, too, and its shape trained from scratch."""
+
+METHODS = ("pruned", "int8", "scratch", "scratch-e", "uniform")
+"""What is done at that share, beside float."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def jobs(plan: Plan) -> list[Job]:
             found.append(Job(network, seed, "float", 0.0))
             for ratio in sorted(plan.ratios, key=lambda each: each != INT8_RATIO):
                 if ratio == INT8_RATIO:
-                    found += [Job(network, seed, method, ratio) for method in ("pruned", "int8", "scratch", "uniform")]
+                    found += [Job(network, seed, method, ratio) for method in METHODS]
                 elif seed < plan.frontier_seeds:
                     found += [Job(network, seed, method, ratio) for method in ("pruned", "uniform")]
 
@@ -106,14 +110,18 @@ def jobs(plan: Plan) -> list[Job]:
     return sorted(found, key=rank)
 
 
-def image_rows(assets: Path, plan: Plan, work: Path | None, hours: float | None = None) -> tuple[list[Row], list[Row]]:
+def image_rows(
+    assets: Path, plan: Plan, work: Path | None, hours: float | None = None, known: Sequence[Row] = ()
+) -> tuple[list[Row], list[Row]]:
     """Train and judge all networks. Returns rows, and a row for each training.
 
     work: a folder that keeps what is done.  hours: after which no training is begun; what is not done is in no row.
+    known: trainings of an earlier run of the same plan, which are not done again.
     """
     torch.set_num_threads(1)
     end = None if hours is None else time.monotonic() + 3600 * hours
-    trainings = Trainings(Images.read(assets, plan.images), plan, work)
+    earlier = {Job(**{name: each[name] for name in Job.__annotations__}): each for each in known}
+    trainings = Trainings(Images.read(assets, plan.images), plan, work, earlier)
     done: list[Row] = []
     for job in jobs(plan):
         is_late = end is not None and time.monotonic() >= end
@@ -143,15 +151,18 @@ def summary(trainings: Sequence[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Trainings:
-    """All trainings of a plan. folder: keeps programs and what they came to."""
+    """All trainings of a plan. folder: keeps programs and what they came to.  earlier: what others came to in an earlier run."""
 
     images: Images
     plan: Plan
     folder: Path | None
+    earlier: Mapping[Job, Row] = field(default_factory=dict)
     _programs: dict[Job, Program] = field(default_factory=dict)
 
     def known(self, job: Job) -> Row | None:
         """Return what a training came to, if it is done."""
+        if job in self.earlier:
+            return self.earlier[job]
         path = None if self.folder is None else self.folder / f"{job.stem}.json"
         if path is None or not path.exists():
             return None
@@ -181,7 +192,7 @@ class Trainings:
             progress(job.stem)
             train = {
                 "float": self._float, "pruned": self._pruned, "int8": self._int8, "scratch": self._scratch,
-                "uniform": self._uniform,
+                "scratch-e": self._scratch, "uniform": self._uniform,
             }[job.method]  # fmt: skip
             self._programs[job] = train(job)
         return self._programs[job]
@@ -191,12 +202,17 @@ class Trainings:
 
     def _uniform(self, job: Job) -> Program:
         make = NETWORKS[job.network]
-        size = parameters_of(self.program(Job(job.network, job.seed, "pruned", job.ratio)))
+        size = parameters_of(self._shape(job))
         return self._on_labels(job, lambda: captured(make, width_of_size(make, size), job.seed), self._all_sides())
 
     def _scratch(self, job: Job) -> Program:
-        narrow = self.program(Job(job.network, job.seed, "pruned", job.ratio))
-        return self._on_labels(job, lambda: fresh(narrow, job.seed), self._all_sides())
+        sides = self.plan.sides if job.method == "scratch-e" else self._all_sides()
+        return self._on_labels(job, lambda: fresh(self._shape(job), job.seed), sides)
+
+    def _shape(self, job: Job) -> Program:
+        """Return the network of a seed, pruned and not trained again."""
+        whole = self.program(Job(job.network, job.seed, "float", 0.0))
+        return PassManager(parse_pipeline(f"prune{{ratio={job.ratio}}}")).run(whole)[0]
 
     def _all_sides(self) -> list[int]:
         return sorted([*self.plan.sides, *self.plan.further_sides])
@@ -218,7 +234,7 @@ class Trainings:
         whole, sides = self.program(Job(job.network, job.seed, "float", 0.0)), self.plan.further_sides
 
         def train(checkpoint: Path | None) -> Program:
-            narrow, _ = PassManager(parse_pipeline(f"prune{{ratio={job.ratio}}}")).run(whole)
+            narrow = self._shape(job)
             loader, optimizer = self._batches(narrow, sides, job), _sgd(self.plan.further_rate)
             return distill(
                 narrow, _folded(whole), loader, epochs=len(sides), optimizer=optimizer, weight_decay=5e-4, labels=0.5,

@@ -9,7 +9,14 @@ from pathlib import Path
 from benchmarks.harness import Row
 
 WIDTH, HEIGHT, MARGIN = 480, 300, 48
-COLOURS = {"pruned": "#1f6feb", "uniform": "#8a8a8a", "scratch": "#c77700", "int8": "#1a7f37", "float": "#000000"}
+COLOURS = {
+    "pruned": "#1f6feb",
+    "uniform": "#8a8a8a",
+    "scratch": "#c77700",
+    "scratch-e": "#b35900",
+    "int8": "#1a7f37",
+    "float": "#000000",
+}
 LINES = ("pruned", "uniform")
 
 

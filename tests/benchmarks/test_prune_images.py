@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -52,14 +53,14 @@ def test_a_run_is_kept_drawn_and_reported(
 ) -> None:
     arguments = ("--assets", small, "--seeds", 1, "--work", small / "work")
     rows = _run(capsys, *arguments, "--plot", small / "plots")["rows"]
-    assert [row["method"] for row in rows] == ["float", "pruned", "int8", "scratch", "uniform"]
-    whole, pruned, int8, scratch, uniform = rows
+    assert [row["method"] for row in rows] == ["float", "pruned", "int8", "scratch", "scratch-e", "uniform"]
+    whole, pruned, int8, scratch, equal, uniform = rows
     assert pruned["parameters"] / whole["parameters"] == pytest.approx(0.4, abs=0.005)
     assert 0.9 < uniform["parameters"] / pruned["parameters"] <= 1
-    assert scratch["parameters"] == int8["parameters"] == pruned["parameters"]
+    assert scratch["parameters"] == equal["parameters"] == int8["parameters"] == pruned["parameters"]
     for row in rows:
         assert row["drop"] == pytest.approx(whole["accuracy"] - row["accuracy"])
-    stems = ["float", "int8-0.6", "pruned-0.6", "scratch-0.6", "uniform-0.6"]
+    stems = ["float", "int8-0.6", "pruned-0.6", "scratch-0.6", "scratch-e-0.6", "uniform-0.6"]
     kept = sorted(path.name for path in (small / "work").iterdir())
     assert kept == [f"resnet8-0-{stem}.{ending}" for stem in stems for ending in ("dsoptp", "json")]
     drawing = ElementTree.fromstring((small / "plots" / "resnet8.svg").read_text())
@@ -80,6 +81,24 @@ def test_a_run_is_kept_drawn_and_reported(
     monkeypatch.setattr(images, "distill", None)  # nothing is trained twice
     monkeypatch.setattr(images, "qat", None)
     assert _run(capsys, *arguments)["rows"] == rows
+    assert _run(capsys, "--assets", small, "--seeds", 1)["rows"] == rows  # the kept run has them all
+    assert len(list(results_store.FOLDER.iterdir())) == 1
+
+
+def test_a_later_call_adds_what_the_newest_run_of_the_plan_lacks(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images.Trainings, "program", lambda self, job: captured(NETWORKS["resnet8"], 1.0, job.seed))
+    monkeypatch.setattr(images, "accuracy", lambda program, images: 50.0)
+    prune.main(["--assets", str(small), "--seeds", "1"])
+    first = json.loads(results_store.newest_path("prune").read_text())["trainings"]
+    monkeypatch.setattr(images, "accuracy", lambda program, images: 60.0)
+    prune.main(["--assets", str(small), "--seeds", "2"])
+    second = json.loads(results_store.newest_path("prune").read_text())["trainings"]
+    assert [each for each in second if each["seed"] == 0] == first
+    assert {each["accuracy"] for each in second if each["seed"] == 1} == {60.0}
+    monkeypatch.setattr(prune, "Plan", lambda: replace(PLAN, rate=0.5))
+    prune.main(["--assets", str(small), "--seeds", "1"])
+    other = json.loads(results_store.newest_path("prune").read_text())["trainings"]
+    assert {each["accuracy"] for each in other} == {60.0}
 
 
 def test_after_the_time_is_over_only_what_is_done_counts(small: Path) -> None:
@@ -96,7 +115,7 @@ def test_quick_runs_are_not_kept_and_none_is_said_to_be_missing(
     with pytest.raises(SystemExit):
         prune.main(["--report"])
     assert "no run of benchmarks.prune" in capsys.readouterr().err
-    monkeypatch.setattr(prune, "image_rows", lambda assets, plan, work, hours: ([], []))
+    monkeypatch.setattr(prune, "image_rows", lambda assets, plan, work, hours, known: ([], []))
     assert _run(capsys, "--assets", small, "--quick")["rows"] == []
     assert not results_store.FOLDER.exists()
 
@@ -121,9 +140,9 @@ def test_a_row_says_how_many_seeds_it_is_of_and_drops_are_of_the_same_seed() -> 
 def test_every_training_comes_once_and_what_matters_most_first() -> None:
     plan = Plan(seeds=2)
     order = jobs(plan)
-    assert len(set(order)) == len(order) == 2 * 2 * 5 + 2 * 2 * 2
-    assert {(job.network, job.method) for job in order[:8]} == {
-        ("resnet8", each) for each in ("float", "pruned", "int8", "scratch")
+    assert len(set(order)) == len(order) == 2 * 2 * 6 + 2 * 2 * 2
+    assert {(job.network, job.method) for job in order[:10]} == {
+        ("resnet8", each) for each in ("float", "pruned", "int8", "scratch", "scratch-e")
     }
     assert {job.ratio for job in order if job.seed} == {0.0, 0.6}
 
