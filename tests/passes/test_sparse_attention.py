@@ -231,6 +231,35 @@ def test_heads_that_lose_more_get_more(capture_function: Capture) -> None:
     assert budgets[0] == min(budgets) < max(budgets)
 
 
+class _TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(D, D) for _ in range(2))
+        for layer in self.layers:
+            layer.forward = lambda x: F.scaled_dot_product_attention(x, x, x)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_layers_that_need_it_search_for_each_query() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 2048, D)
+    program = dsopt.capture(_TwoLayers(), (x,))
+    result, record = _run(program, "sparse-attention{ratio=0.5,max_error=none,at_least=0,per_query='layers.1'}")
+    first, second = _sparse(result)
+    assert (first.args[8], second.args[8]) == (64, 1)
+    assert first.args[6] != second.args[6]  # a search for each query leaves less for keys
+    shares = [float(note.split("with ")[1].split(" ")[0]) for note in record.notes]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.02)
+    want = x
+    for node in (first, second):
+        want = sparse_attention(want, want, want, None, "none", None, node.args[6], "keys", node.args[8], 0)  # type: ignore[arg-type]
+    assert torch.equal(result.run(x)[0], want)
+
+
 def test_a_sequence_that_varies_gets_a_budget_for_each_doubling(capture_function: Capture) -> None:
     net = nn.Module()
     net.forward = lambda q, k, v: F.scaled_dot_product_attention(q, k, v)  # type: ignore[method-assign]

@@ -21,7 +21,10 @@ CROSSOVER = {"cpu": 128}
 
 @dataclass(frozen=True)
 class Sizes:
-    """queries, keys: T and S, of the example where they vary.  head, value_head: D and E.  varies: whether S varies."""
+    """queries, keys: T and S, of the example where they vary.  head, value_head: D and E.  varies: whether S varies.
+
+    tile: queries that share a list of keys.
+    """
 
     heads: int
     queries: int
@@ -29,6 +32,7 @@ class Sizes:
     head: int
     value_head: int
     varies: bool
+    tile: int = 1
 
 
 @dataclass(frozen=True)

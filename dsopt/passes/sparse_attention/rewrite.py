@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -31,7 +31,8 @@ class SparseAttention(Pass):
 
     ratio: the share of dense attention's multiply-adds that all heads may take together, selection included; keys, log2: instead of it,
     how many keys a tile of queries looks at one by one, or how many for each doubling of the sequence.  tile: queries that share
-    a list of keys, 1 for a search by each.  window: keys around the tile that are always looked at.
+    a list of keys, 1 for a search by each.  window: keys around the tile that are always looked at.  per_query: modules whose queries
+    search one by one, as "layers.0|layers.11"; this finds what unrelated queries of a tile look for, at several times the work.
     max_error: largest relative L2 error of a head on the calibration data; a head that misses it with all budgets stays dense.
     none: no guard, and no data.  per_head: divide the ratio among heads by what they lose.  at_least: keys from which on attention may be
     sparse, instead of the target's own.  keep: modules whose attention stays dense, as "layers.0|layers.11".
@@ -48,6 +49,7 @@ class SparseAttention(Pass):
     per_head: bool = True
     at_least: int | None = None
     keep: str = ""
+    per_query: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -71,10 +73,12 @@ class SparseAttention(Pass):
         """Put the sparse form beside every attention that could have one, measure both, and choose."""
         sparse: dict[fx.Node, Candidate] = {}
         for found in find_candidates(program, rewriter, context.target, self.at_least):
-            if self._is_kept(program.layer(found.node)):
+            layer = program.layer(found.node)
+            if _is_among(self.keep, layer):
                 rewriter.skip(found.node, "stays dense: keep asks for it")
                 continue
-            sparse[self._inserted(rewriter, found)] = found
+            tile = 1 if _is_among(self.per_query, layer) else self.tile
+            sparse[self._inserted(rewriter, found, tile)] = replace(found, sizes=replace(found.sizes, tile=tile))
         steps = {node: self._ladder(found.sizes) for node, found in sparse.items()}
         for node in [each for each in sparse if not steps[each]]:
             found = sparse.pop(node)
@@ -86,13 +90,10 @@ class SparseAttention(Pass):
             self._decide(program, rewriter, context, sparse, {node: steps[node] for node in sparse})
         rewriter.erase_dead()
 
-    def _is_kept(self, layer: str) -> bool:
-        return any(fnmatchcase(layer, pattern.strip()) for pattern in self.keep.split("|") if pattern.strip())
-
-    def _inserted(self, rewriter: Rewriter, found: Candidate) -> fx.Node:
+    def _inserted(self, rewriter: Rewriter, found: Candidate, tile: int) -> fx.Node:
         hidden, unit = found.hidden, self._unit(found.sizes)
         return rewriter.call(
-            OPERATOR, found.query, found.key, found.value, hidden.bias, hidden.causal, found.scale, [DENSE], unit, self.tile, self.window,
+            OPERATOR, found.query, found.key, found.value, hidden.bias, hidden.causal, found.scale, [DENSE], unit, tile, self.window,
             like=found.node,
         )  # fmt: skip
 
@@ -113,7 +114,7 @@ class SparseAttention(Pass):
                 sizes.keys,
                 sizes.head,
                 sizes.value_head,
-                self.tile,
+                sizes.tile,
             )
             if count > 0:
                 budget = count / math.log2(sizes.keys) if self._unit(sizes) == "log2" else float(count)
@@ -126,10 +127,10 @@ class SparseAttention(Pass):
         return self.max_error is not None
 
     def _share(self, sizes: Sizes, budget: float) -> float:
-        count = picked(budget, self._unit(sizes), sizes.queries, sizes.keys, sizes.head, sizes.value_head, self.tile)
+        count = picked(budget, self._unit(sizes), sizes.queries, sizes.keys, sizes.head, sizes.value_head, sizes.tile)
         shape = sizes.queries, sizes.keys, sizes.head, sizes.value_head
         dense = sizes.queries * sizes.keys * (sizes.head + sizes.value_head)
-        return work(schedule(sizes.keys, count), *shape, self.tile) / dense
+        return work(schedule(sizes.keys, count), *shape, sizes.tile) / dense
 
     def _decide(
         self, program: Program, rewriter: Rewriter, context: PassContext, sparse: dict[fx.Node, Candidate],
@@ -187,6 +188,10 @@ class SparseAttention(Pass):
         if dense:
             text += f", heads {', '.join(map(str, dense))} dense"
         rewriter.note(node, text)
+
+
+def _is_among(patterns: str, layer: str) -> bool:
+    return any(fnmatchcase(layer, pattern.strip()) for pattern in patterns.split("|") if pattern.strip())
 
 
 def _part(errors: Errors, budget: float, head: int) -> float:
