@@ -19,27 +19,29 @@ from dsopt.backends.cpu.sparse.code import (
     same,
     wide,
 )
-from dsopt.backends.cpu.sparse.vectors import LANES, kept, least_of, most_of, sum_of
+from dsopt.backends.cpu.sparse.form import Form
+from dsopt.backends.cpu.sparse.vectors import kept, least_of, most_of, sum_of
 from dsopt.backends.tir.tvm_adapter import Expr, PrimFunc, constant, tirx
 
 _BY_VALUE = 24
 """Bisections by value, which find the gap between two scores soon; the following ones halve the count of floats, and so end."""
 
 
-def best() -> PrimFunc:
+def best(form: Form) -> PrimFunc:
     """Make dsopt_best: copy those of `size` indices whose scores are among the `count` highest and above -inf; of equals the first.
 
-    score: floats behind the list up to a multiple of 8 must be -inf.  state[slot]: how many were kept.
+    score: floats behind the list up to a multiple of the lanes must be -inf.  state[slot]: how many were kept.
     """
     code = Code("dsopt_best")
     (score,) = code.floats("score")
     index, chosen, state = code.integers("index", "chosen", "state")
     size, count, slot = code.counts("size", "count", "slot")
-    groups = code.let(divided(rounded_up(size, LANES), LANES))
+    lanes = form.level.lanes
+    groups = code.let(divided(rounded_up(size, lanes), lanes))
     threshold = code.registers("float32", [number(-INFINITY)])
     equals = code.counter(0)
-    with code.when(_tally(code, score, groups, number(-INFINITY), above=True) > count):
-        _find(code, score, groups, count, threshold, equals)
+    with code.when(_tally(code, score, groups, lanes, number(-INFINITY), above=True) > count):
+        _find(code, score, groups, lanes, count, threshold, equals)
     place = code.counter(0)
     limit = code.let(threshold[0])
     with code.loop(size) as i:
@@ -53,26 +55,26 @@ def best() -> PrimFunc:
     return code.build()
 
 
-def _tally(code: Code, score: Memory, groups: Expr, threshold: Expr, above: bool = False) -> Expr:
+def _tally(code: Code, score: Memory, groups: Expr, lanes: int, threshold: Expr, above: bool = False) -> Expr:
     """Return how many scores are at least, or above, a threshold."""
-    none = same(constant(0, "int32"), LANES)
-    found = code.registers(f"int32x{LANES}", [none])
-    limit = code.let(same(threshold, LANES))
+    none = same(constant(0, "int32"), lanes)
+    found = code.registers(f"int32x{lanes}", [none])
+    limit = code.let(same(threshold, lanes))
     with code.loop(groups) as i:
-        each = score.vector(i * LANES, LANES)
-        code.set(found, found[0] + tirx.Cast(f"int32x{LANES}", each > limit if above else each >= limit))
-    return code.let(wide(sum_of(code, found[0], LANES)))
+        each = score.vector(i * lanes, lanes)
+        code.set(found, found[0] + tirx.Cast(f"int32x{lanes}", each > limit if above else each >= limit))
+    return code.let(wide(sum_of(code, found[0], lanes)))
 
 
-def _range(code: Code, score: Memory, groups: Expr) -> tuple[Expr, Expr]:
+def _range(code: Code, score: Memory, groups: Expr, lanes: int) -> tuple[Expr, Expr]:
     """Return the lowest and the highest finite score."""
-    low = code.registers(f"float32x{LANES}", [same(number(INFINITY), LANES)])
-    high = code.registers(f"float32x{LANES}", [same(number(-INFINITY), LANES)])
+    low = code.registers(f"float32x{lanes}", [same(number(INFINITY), lanes)])
+    high = code.registers(f"float32x{lanes}", [same(number(-INFINITY), lanes)])
     with code.loop(groups) as i:
-        each = code.let(score.vector(i * LANES, LANES))
-        code.set(low, least(low[0], kept(each > same(number(-INFINITY), LANES), each, INFINITY, LANES)))
-        code.set(high, most(high[0], kept(each < same(number(INFINITY), LANES), each, -INFINITY, LANES)))
-    return least_of(code, low[0], LANES), most_of(code, high[0], LANES)
+        each = code.let(score.vector(i * lanes, lanes))
+        code.set(low, least(low[0], kept(each > same(number(-INFINITY), lanes), each, INFINITY, lanes)))
+        code.set(high, most(high[0], kept(each < same(number(INFINITY), lanes), each, -INFINITY, lanes)))
+    return least_of(code, low[0], lanes), most_of(code, high[0], lanes)
 
 
 def _rank(code: Code, value: Expr) -> Expr:
@@ -88,14 +90,14 @@ def _of_rank(code: Code, rank: Expr) -> Expr:
     return code.let(as_float(tirx.bitwise_xor(bits, mask)))
 
 
-def _find(code: Code, score: Memory, groups: Expr, count: Expr, threshold: Memory, equals: Memory) -> None:
+def _find(code: Code, score: Memory, groups: Expr, lanes: int, count: Expr, threshold: Memory, equals: Memory) -> None:
     """Set the score of the last one that is kept, and how many of those that are equal to it."""
-    endless = _tally(code, score, groups, number(INFINITY))
+    endless = _tally(code, score, groups, lanes, number(INFINITY))
     with code.when(endless >= count):
         code.set(threshold, number(INFINITY))
         code.set(equals, count)
     with code.otherwise():
-        lowest, highest = _range(code, score, groups)
+        lowest, highest = _range(code, score, groups, lanes)
         # At least `low` are more than count, at least `high` fewer.
         low, high = code.counter(_rank(code, lowest)), code.counter(_rank(code, highest) + 1)
         steps, is_found = code.counter(0), code.counter(0)
@@ -105,7 +107,7 @@ def _find(code: Code, score: Memory, groups: Expr, count: Expr, threshold: Memor
             by_value = most(least(_rank(code, middle), last - 1), first + 1)
             rank = code.let(either(steps[0] < _BY_VALUE, by_value, halved(first + last, 1)))
             limit = _of_rank(code, rank)
-            found = _tally(code, score, groups, limit)
+            found = _tally(code, score, groups, lanes, limit)
             code.set(steps, steps[0] + 1)
             with code.when(found > count):
                 code.set(low, rank)
@@ -116,4 +118,4 @@ def _find(code: Code, score: Memory, groups: Expr, count: Expr, threshold: Memor
                     code.set(low, rank)
         limit = _of_rank(code, low[0])
         code.set(threshold, limit)
-        code.set(equals, count - _tally(code, score, groups, limit, above=True))
+        code.set(equals, count - _tally(code, score, groups, lanes, limit, above=True))

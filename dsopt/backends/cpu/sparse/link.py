@@ -37,7 +37,7 @@ def build(config: KernelConfig, levels: Sequence[str] | None = None) -> dict[str
 def functions(form: Form) -> list[PrimFunc]:
     """Return all functions of the kernel."""
     return [
-        pool.pool(form), best.best(), score.score_nodes(form), score.score_keys(form), search.search(), search.cover(form),
+        pool.pool(form), best.best(form), score.score_nodes(form), score.score_keys(form), search.search(), search.cover(form),
         rows.copy_rows(form), rows.choose_rows(form), attend.logits(form), attend.softmax(form), attend.values(form),
         attend.attend(form), tiles.pack(form), tiles.unpack(form), tiles.tiles(form), tiles.dense(form),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from dsopt.backends.cpu.sparse.code import (
 from dsopt.backends.cpu.sparse.form import Form, Numbers
 from dsopt.backends.cpu.sparse.vectors import LANES
 from dsopt.backends.tir.tvm_adapter import Expr, PrimFunc, constant, tirx
+from dsopt.runtime.sparse_layout import MOST_LANES
 from dsopt.sparse_schedule import LEAF, OPENED
 
 KEPT, PICKED, COVERED, ROWS, OWN = range(5)
@@ -136,8 +137,8 @@ def _orphan(code: Code, listed: Memory, size: Memory, complete: Expr) -> None:
 
 
 def _fill(code: Code, listed: Memory, size: Expr) -> None:
-    """Put a node behind the list, eight times, for what reads it in vectors."""
-    code.set(listed, same(constant(0, "int32"), LANES), size)
+    """Put a node behind the list, as often as a vector has lanes, for what reads it in vectors."""
+    code.set(listed, same(constant(0, "int32"), MOST_LANES), size)
 
 
 def _emit(
