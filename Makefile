@@ -14,8 +14,11 @@ TORCH ?= torch==2.13.0
 demo: $(STAMP)
 	$(RUN) -m models.demo
 
+# JOBS: processes that share the tests, file by file; 0 for none but this one.
+JOBS ?= auto
+
 test: $(STAMP) lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 test-fast: $(STAMP)
 	$(RUN) -m pytest -m "not slow"

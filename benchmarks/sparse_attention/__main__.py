@@ -15,7 +15,8 @@ guard       what the pass does with the encoder, calibrated on one text and judg
 retrieval   how often a search finds the key that a query looks for (retrieval.py here)
 speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
             (and once more with torch alone, both held to AVX2)
-network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here)
+network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here); network-16k: at 16,384
+            keys, for which dense attention takes 20 GB
 crossover   the smallest n from which on sparse attention is not slower
 
 All of them look at the same keys (budget.py here), but for perplexity, distilled and guard, where the pass divides 15 % of dense work
@@ -210,20 +211,24 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
                 "2 layers of width 64", networks.Encoder(2, 64, 2), torch.zeros(1, 256, dtype=torch.int64), 1.0
             )
         ]
-    deep = [
-        networks.network_row("12 layers of width 768", networks.Encoder(), torch.arange(n)[None] % 1000, SECONDS[False])
-        for n in (4096, 16384)
-    ]
+    rows = [deep_row(4096)]
     if chosen.assets is None:
-        return deep
+        return rows
     text = shakespeare(chosen.assets)
-    return [
-        *(
-            networks.network_row("all-MiniLM-L6-v2", minilm.load(n), minilm.chunks(text, n, 1), SECONDS[False])
-            for n in (512, 1024)
-        ),
-        *deep,
+    return rows + [
+        networks.network_row("all-MiniLM-L6-v2", minilm.load(n), minilm.chunks(text, n, 1), SECONDS[False])
+        for n in (512, 1024)
     ]
+
+
+def deep_row(length: int) -> Row:
+    return networks.network_row(
+        "12 layers of width 768", networks.Encoder(), torch.arange(length)[None] % 1000, SECONDS[False]
+    )
+
+
+def long_rows(chosen: argparse.Namespace) -> list[Row]:
+    return [] if chosen.quick else [deep_row(16384)]
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -235,6 +240,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "distilled": distilled_rows,
     "retrieval": retrieval_rows,
     "network": network_rows,
+    "network-16k": long_rows,
     "speed": speed_rows,
 }
 """What is measured, by the name that rows have in `measure`."""
