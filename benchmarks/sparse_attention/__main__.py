@@ -198,7 +198,7 @@ def distilled_rows(chosen: argparse.Namespace) -> list[Row]:
         progress("distilled: left out, it needs --assets DIR")
         return []
     own, other = shakespeare(chosen.assets), sentences(chosen.assets)
-    length, steps, judged = (128, 4, 2) if chosen.quick else (512, 400, 24)
+    length, steps, judged = (128, 4, 2) if chosen.quick else (512, 200, 24)
     train = torch.cat([minilm.chunks(each, length, steps // 2) for each in (own, other)])
     held = minilm.chunks(own, length, judged, len(own) // (length - 2) - judged)
     return taught.taught_rows(train, held, minilm.load)

@@ -86,14 +86,17 @@ def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tm
 def test_methods_are_artifacts_of_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "LAYERS", 1)
     monkeypatch.setattr(task, "LENGTH", 128)
+    monkeypatch.setattr(task, "EPOCHS", 1)
     pieces = torch.randint(200, 1000, (3, 128), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     net = minilm.MiniLm(128).eval()
     with task.encoders(dsopt.capture(net, (pieces[:1],)), pieces[2:]) as (found, shares):
-        dense, *sparse = (found[method](pieces[:2]) for method in ("dense", "schedule", "pass"))
+        dense, *sparse = (found[method](pieces[:2]) for method in ("dense", "schedule", "pass", "taught"))
     with torch.inference_mode():
         torch.testing.assert_close(dense, net(pieces[:2]), rtol=0, atol=1e-5)
     assert all(0.1 < share < 0.2 for share in shares.values())
+    assert shares["taught"] == shares["pass"]
+    assert not torch.equal(sparse[1], sparse[2])
     for each in sparse:
         assert not torch.equal(each, dense)
         assert (each * dense).sum(1).min() > 0.8
