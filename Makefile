@@ -9,13 +9,13 @@ STAMP := $(VENV)/.installed
 # torch comes first and from PyPI's CPU build where there is one: nothing here needs CUDA packages.
 TORCH ?= torch==2.13.0
 
+# JOBS: processes that share the tests, file by file; 0 for none but this one.
+JOBS ?= auto
+
 .PHONY: demo test test-fast lint bench clean
 
 demo: $(STAMP)
 	$(RUN) -m models.demo
-
-# JOBS: processes that share the tests, file by file; 0 for none but this one.
-JOBS ?= auto
 
 test: $(STAMP) lint
 	$(RUN) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
