@@ -223,7 +223,7 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
 
 def deep_row(length: int) -> Row:
     return networks.network_row(
-        "12 layers of width 768", networks.Encoder(), torch.arange(length)[None] % 1000, SECONDS[False]
+        "12 layers of width 768", networks.Encoder(), torch.randperm(networks.WORDS)[None, :length], SECONDS[False]
     )
 
 

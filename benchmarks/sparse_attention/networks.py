@@ -17,6 +17,8 @@ from dsopt.runtime import Session
 from models.bert import Layer
 
 TILE = 64
+WORDS = 1 << 15
+"""So many that no text has one twice: keys that are equal are picked by how their scores are rounded."""
 LEAST_ROUNDS = 3
 """A dense call of the longest network takes minutes."""
 
@@ -57,7 +59,7 @@ class Encoder(nn.Module):
     def __init__(self, layers: int = 12, width: int = 768, heads: int = 12) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.words = nn.Embedding(1000, width)
+        self.words = nn.Embedding(WORDS, width)
         self.layers = nn.ModuleList(Layer(width, heads, _attend) for _ in range(layers))
 
     def forward(self, ids: Tensor) -> Tensor:
