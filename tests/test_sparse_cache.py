@@ -9,6 +9,7 @@ from torch import Tensor
 
 import dsopt
 from dsopt import DenseCache, SparseCache
+from dsopt.errors import InputError
 from dsopt.ops.sparse_attention import Work, sparse_attention
 from dsopt.runtime import Session
 from models.gpt import Gpt, GptDecoder, gpt_decode
@@ -47,6 +48,33 @@ def test_a_budget_of_all_keys_is_the_dense_cache(context: int, budget: float) ->
     with torch.no_grad():
         for each in _steps(context):
             torch.testing.assert_close(sparse(*each), dense(*each), rtol=1e-4, atol=1e-5)
+
+
+def _changed(step: tuple[Tensor, ...], place: int, value: object) -> list[object]:
+    return [value if number == place else each for number, each in enumerate(step)]
+
+
+@pytest.mark.parametrize("make", [DenseCache, SparseCache])
+def test_what_does_not_fit_is_refused(make: type[DenseCache]) -> None:
+    cache, (step,) = make(K, 64, D, E, 2), _steps(1)
+    for position in (-1, 64):
+        with pytest.raises(InputError, match=rf"(?s)DS0352.*position {position} .*0 to 63"):
+            cache(*step[:3], torch.tensor([position]))
+    for place, value, name in (
+        (0, step[0][:1], "query"), (0, step[0][:, :3], "3 queries for 2 heads"), (1, step[1].repeat(1, 1, 2, 1), "key"),
+        (2, step[2][..., :8], "value"), (3, 5, "position of a step is int"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"(?s)DS0352.*{name}"):
+            cache(*_changed(step, place, value))
+    assert not cache.keys.any()
+    with pytest.raises(InputError, match="context of a cache is 0"):
+        make(K, 0, D)
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, "x"])
+def test_a_budget_that_means_nothing_is_refused(budget: float) -> None:
+    with pytest.raises(InputError, match="budget of a cache"):
+        SparseCache(K, 64, D, budget=budget)
 
 
 def test_position_0_begins_a_new_text() -> None:

@@ -29,6 +29,9 @@ class Artifact:
     manifest: Mapping[str, Any]
     files: Mapping[str, bytes]
 
+    def __repr__(self) -> str:
+        return f"Artifact(target={self.manifest.get('target')!r}, files={sorted(self.files)})"
+
     @property
     def target(self) -> str:
         """Return the text form of the target, such as "mcu:cortex-m4"."""

@@ -244,6 +244,35 @@ class _TwoLayers(nn.Module):
         return x
 
 
+@pytest.mark.parametrize(
+    ("keep", "left"), [("layers.0", [1]), ("layers", []), ("layers.*", []), ("layers.1|layers.0", []), ("*.1", [0])]
+)
+def test_what_is_kept_has_all_inside_of_it(keep: str, left: list[int]) -> None:
+    x = torch.randn(1, 1, 128, D)
+    program = dsopt.capture(_TwoLayers(), (x,))
+    result, record = _run(program, f"sparse-attention{{keys=16,max_error=none,at_least=0,keep='{keep}'}}")
+    assert [result.layer(node) for node in _sparse(result)] == [f"layers.{number}" for number in left]
+    assert len(record.skips) == 2 - len(left)
+
+
+@pytest.mark.parametrize("option", ["keep", "per_query"])
+def test_a_pattern_that_names_nothing_is_refused(option: str) -> None:
+    program = dsopt.capture(_TwoLayers(), (torch.randn(1, 1, 128, D),))
+    with pytest.raises(UsageError, match=r"(?s)DS0395.*nosuch.*layers.0, layers.1"):
+        _run(program, f"sparse-attention{{keys=16,max_error=none,at_least=0,{option}='layers.0|nosuch'}}")
+
+
+def test_data_that_says_nothing_is_refused(capture_function: Capture) -> None:
+    inputs = _qkv()
+    program = capture_function(_attention, *inputs)
+    with pytest.raises(UsageError, match="needs data"):
+        _run(program, "sparse-attention{at_least=0}", [_names(program, [each[:0] for each in inputs])])
+    spoilt = [each.clone() for each in inputs]
+    spoilt[0][0, 0, 5, 3] = math.nan
+    with pytest.raises(UsageError, match="infinite or NaN"):
+        _run(program, "sparse-attention{at_least=0}", [_names(program, spoilt)])
+
+
 def test_layers_that_need_it_search_for_each_query() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 2048, D)
@@ -294,6 +323,9 @@ def test_without_data_it_says_what_to_do(capture_function: Capture) -> None:
         "max_error=0",
         "at_least=-1",
         "tile=2.5",
+        "ratio=abc",
+        "keys=64,ratio=0.2",
+        "per_head=maybe",
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: str) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsopt.errors import InputError
 from dsopt.ops.sparse_attention.attend import attend, node_rows, single_rows
 from dsopt.ops.sparse_attention.pyramid import Level
 from dsopt.ops.sparse_attention.search import Chosen, Tiles, find_cover, find_keys
@@ -20,13 +21,20 @@ from dsopt.sparse_schedule import LEAF, levels, picked, schedule
 
 
 class DenseCache(nn.Module):
-    """The keys and values that one layer has seen: buffers (B, K, context, D) and (B, K, context, E), zero at first."""
+    """The keys and values that one layer has seen: buffers (B, K, context, D) and (B, K, context, E), zero at first.
+
+    Raises InputError for sizes below 1; and, but in compiled code, for a step that the cache cannot hold.
+    """
 
     keys: Tensor
     values: Tensor
 
     def __init__(self, heads: int, context: int, head: int, value_head: int | None = None, batch: int = 1) -> None:
         super().__init__()
+        sizes = {"heads": heads, "context": context, "head": head, "value_head": value_head, "batch": batch}
+        for name, size in sizes.items():
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise InputError("DS0352", f"{name} of a cache is {size!r}", fix="give a whole number from 1 on")
         self.register_buffer("keys", torch.zeros(batch, heads, context, head))
         self.register_buffer("values", torch.zeros(batch, heads, context, head if value_head is None else value_head))
 
@@ -38,11 +46,39 @@ class DenseCache(nn.Module):
         query: (B, H, 1, D), H a multiple of K; key: (B, K, 1, D); value: (B, K, 1, E); position: (1,) int64, 0, 1, 2, ... from step to
         step; 0 begins a new text.  scale: None for 1/sqrt(D). Returns (B, H, 1, E).
         """
+        self._check(query, key, value, position)
         keys, values = self._put(key, value, position)
         seen = torch.arange(keys.shape[2], device=position.device) <= position
         return F.scaled_dot_product_attention(
             query, keys, values, seen[None], scale=scale, enable_gqa=query.shape[1] != keys.shape[1]
         )
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor) -> None:
+        batch, heads, context, head = self.keys.shape
+        wanted = {
+            "key": (key, (batch, heads, 1, head)),
+            "value": (value, (batch, heads, 1, self.values.shape[3])),
+            "position": (position, (1,)),
+            "query": (
+                query,
+                (batch, query.shape[1] if isinstance(query, Tensor) and query.dim() > 1 else heads, 1, head),
+            ),
+        }
+        for name, (given, shape) in wanted.items():
+            if not isinstance(given, Tensor) or tuple(given.shape) != shape:
+                found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise InputError("DS0352", f"{name} of a step is {found}", why=f"the cache takes a tensor {shape}")
+        if query.shape[1] % heads:
+            raise InputError(
+                "DS0352", f"a step has {query.shape[1]} queries for {heads} heads", why="it must be a multiple"
+            )
+        if torch.compiler.is_compiling():
+            return
+        if not 0 <= int(position) < context:
+            raise InputError(
+                "DS0352", f"position {int(position)} is outside of the cache",
+                why=f"it has places for {context} tokens, 0 to {context - 1}", fix="make it with a larger context, or begin again at 0",
+            )  # fmt: skip
 
     def _put(self, key: Tensor, value: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         here = (torch.arange(self.keys.shape[2], device=position.device) == position)[:, None]
@@ -73,6 +109,8 @@ class SparseCache(DenseCache):
         unit: str = "log2",
     ) -> None:
         super().__init__(heads, context, head, value_head, batch)
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+            raise InputError("DS0352", f"budget of a cache is {budget!r}", fix=f"give a number above 0, in {unit}")
         size = self.values.shape[3]
         self.plan = schedule(context, picked(budget, unit, context, context, head, size, 1))
         self._counts = [(context // LEAF) >> level for level in range(levels(context))]
@@ -85,6 +123,7 @@ class SparseCache(DenseCache):
         """Store a key and a value, and attend to what the query finds: as `DenseCache.forward`. work: counts multiply-adds."""
         if self.plan.is_dense:
             return super().forward(query, key, value, position, scale)
+        self._check(query, key, value, position)
         work = Uncounted() if work is None else work
         keys, values = self._put(key, value, position)
         self._grow(key, value, position, work)

@@ -52,7 +52,8 @@ def measure(
     """
     names = [spec.name for spec in program.signature.inputs]
     missing = [name for batch in context.calibration for name in names if name not in batch]
-    if missing or not context.calibration:
+    is_empty = not any(batch[name].numel() for batch in context.calibration for name in names if name in batch)
+    if missing or is_empty:
         raise UsageError(
             "DS0394", f"the data lacks the input {missing[0]!r}" if missing else "sparse-attention needs data",
             why="it measures what each head of attention loses, and leaves dense what loses too much",
@@ -67,6 +68,14 @@ def measure(
             yield tuple(batch[name] for name in names)
 
     evaluate_in_turn(program, batches(), substitutes={node: _Measured(ladders[node], found[node]) for node in ladders})
+    spoilt = [
+        node for node, each in found.items() if each.length is not None and not bool(each.length.isfinite().all())
+    ]
+    if spoilt:
+        raise UsageError(
+            "DS0394", "the data makes attention infinite or NaN", where=program.where(spoilt[0]),
+            why="what sparse attention loses cannot be told from that", fix="look for NaN and infinity in the data",
+        )  # fmt: skip
     return found
 
 

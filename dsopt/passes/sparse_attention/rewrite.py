@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from torch import fx
@@ -14,8 +13,9 @@ from dsopt.ir import Program, Rewriter
 from dsopt.ops.sparse_attention import OPERATOR
 from dsopt.passes.base import Pass, PassContext
 from dsopt.passes.sparse_attention.budgets import LADDER, MOST, Step, divide, enough
-from dsopt.passes.sparse_attention.candidates import Candidate, Sizes, find_candidates
+from dsopt.passes.sparse_attention.candidates import ATTENTION, Candidate, Sizes, find_candidates
 from dsopt.passes.sparse_attention.guard import DENSE, Errors, measure
+from dsopt.passes.sparse_attention.layers import is_among, refuse_unknown
 from dsopt.sparse_schedule import picked, schedule, work
 
 _BUDGET = 6
@@ -35,7 +35,8 @@ class SparseAttention(Pass):
     search one by one, as "layers.0|layers.11"; this finds what unrelated queries of a tile look for, at several times the work.
     max_error: largest relative L2 error of a head on the calibration data; a head that misses it with all budgets stays dense.
     none: no guard, and no data.  per_head: divide the ratio among heads by what they lose.  at_least: keys from which on attention may be
-    sparse, instead of the target's own.  keep: modules whose attention stays dense, as "layers.0|layers.11".
+    sparse, instead of the target's own.  keep: modules whose attention, and that of all inside of them, stays dense, as
+    "layers.0|layers.11".
     """
 
     name: ClassVar[str] = "sparse-attention"
@@ -52,10 +53,18 @@ class SparseAttention(Pass):
     per_query: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
+        for name in ("ratio", "log2", "max_error"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError(f"{name} is {value!r} and must be a number")
+        if not isinstance(self.per_head, bool):
+            raise ValueError(f"per_head is {self.per_head!r} and must be true or false")
+        if self.ratio is None or not 0 < self.ratio < 1:
             raise ValueError(f"ratio is {self.ratio!r} and must be between 0 and 1")
         if self.keys is not None and self.log2 is not None:
             raise ValueError("keys and log2 are two ways to say one thing: give one of them")
+        if (self.keys is not None or self.log2 is not None) and self.ratio != type(self).ratio:
+            raise ValueError("ratio and keys or log2 are two ways to say one thing: give one of them")
         for name, value, least in (
             ("keys", self.keys, 1),
             ("tile", self.tile, 1),
@@ -71,13 +80,16 @@ class SparseAttention(Pass):
 
     def run(self, program: Program, rewriter: Rewriter, context: PassContext) -> None:
         """Put the sparse form beside every attention that could have one, measure both, and choose."""
+        layers = [program.layer(node) for node in program.graph.nodes if node.target is ATTENTION]
+        for option, patterns in (("keep", self.keep), ("per_query", self.per_query)):
+            refuse_unknown(option, patterns, layers)
         sparse: dict[fx.Node, Candidate] = {}
         for found in find_candidates(program, rewriter, context.target, self.at_least):
             layer = program.layer(found.node)
-            if _is_among(self.keep, layer):
+            if is_among(self.keep, layer):
                 rewriter.skip(found.node, "stays dense: keep asks for it")
                 continue
-            tile = 1 if _is_among(self.per_query, layer) else self.tile
+            tile = 1 if is_among(self.per_query, layer) else self.tile
             sparse[self._inserted(rewriter, found, tile)] = replace(found, sizes=replace(found.sizes, tile=tile))
         steps = {node: self._ladder(found.sizes) for node, found in sparse.items()}
         for node in [each for each in sparse if not steps[each]]:
@@ -188,10 +200,6 @@ class SparseAttention(Pass):
         if dense:
             text += f", heads {', '.join(map(str, dense))} dense"
         rewriter.note(node, text)
-
-
-def _is_among(patterns: str, layer: str) -> bool:
-    return any(fnmatchcase(layer, pattern.strip()) for pattern in patterns.split("|") if pattern.strip())
 
 
 def _part(errors: Errors, budget: float, head: int) -> float:
