@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="What a quantised artifact was compiled with: its calibration is done again.",
+    help="What the artifact was compiled with, if passes measured on it: they do so again.",
 )
 @click.option("--bisect", is_flag=True, help="Compare layer by layer and name the first that differs.")
 @click.option(
@@ -46,7 +46,8 @@ def command(
 ) -> int:  # fmt: skip
     """Run ARTIFACT and its model on the same inputs and compare every output. Exits with 1 if they differ.
 
-    A quantised artifact is compared with the quantised program, which is made again from the model and --data.
+    A quantised artifact is compared with the quantised program, and one whose passes change what the model gives (prune, sparse-attention)
+    with the model after these passes: both are made again from the model and --data.
     """
     from dsopt import api
     from dsopt.artifact import load_artifact
@@ -108,6 +109,8 @@ def _text(found: Verification, bisect: bool, is_patched: bool) -> str:
     verdict = "agrees with" if found.agrees else "differs from"
     if found.agrees and found.outputs and all(each.note for each in found.outputs):
         verdict = "gave no number to compare with"
-    against = "the quantised program" if found.is_quantised else "the model"
     runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
-    return text + f"\n{found.target} {verdict} {against} on {runs} (tolerance {found.tolerance:g}).\n"
+    if found.change:
+        moved = ", ".join(f"{name} by {error:.3g}" for name, error in found.change.items())
+        text += f"\n{', '.join(found.changed_by)} moved {moved} (max|a-b| / max|b|) from the model.\n"
+    return text + f"\n{found.target} {verdict} {found.against} on {runs} (tolerance {found.tolerance:g}).\n"

@@ -31,12 +31,14 @@ _MOST_SAMPLES = 1 << 31
 class Reference:
     """program: what the artifact must give.  rewritten: the same with the names of the artifact's layers.
 
-    float_twin: of a quantised program whose code may round at other places; None otherwise.
+    float_twin: of a quantised program whose code may round at other places; None otherwise.  changed_by: the passes that made `program`
+    of the model and change what it gives; none of a quantised program.
     """
 
     program: Program
     rewritten: Program
     float_twin: Program | None = None
+    changed_by: tuple[str, ...] = ()
 
     @property
     def is_quantised(self) -> bool:
@@ -58,7 +60,8 @@ def find_reference(
     context = _context(program, manifest, target, data, passes[change:])
     if first == len(passes) and not is_quantised(program):
         meant = PassManager(passes[:change]).run(program, context)[0] if change else program
-        return Reference(meant, PassManager(passes[change:]).run(meant, context)[0])
+        names = tuple(each.name for each in passes[:change] if each.changes_outputs)
+        return Reference(meant, PassManager(passes[change:]).run(meant, context)[0], changed_by=names)
     before = PassManager(passes[:first]).run(program, context)[0]
     rounded = PassManager(passes[first:]).run(before, context)[0]
     return Reference(rounded, rounded, None if _has_integers(passes) else before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class LayerAgreement:
 class Verification:
     """What `verify` found. layers: with bisection only, in the order of execution.
 
-    is_quantised: whether the artifact was compared with its model as quantised for the build.
+    is_quantised: whether the artifact was compared with its model as quantised for the build.  changed_by: the passes that change what
+    the model gives, after which the artifact was compared with it; change: max|a-b| / max|b| of each output between that and the model.
     """
 
     target: str
@@ -77,6 +78,15 @@ class Verification:
     outputs: tuple[OutputAgreement, ...]
     layers: tuple[LayerAgreement, ...] = ()
     is_quantised: bool = False
+    changed_by: tuple[str, ...] = ()
+    change: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def against(self) -> str:
+        """Say what the artifact was compared with."""
+        if self.is_quantised:
+            return "the quantised program"
+        return f"the model after {', '.join(self.changed_by)}" if self.changed_by else "the model"
 
     @property
     def agrees(self) -> bool:
@@ -93,7 +103,7 @@ class Verification:
         first = self.first_difference
         return {
             "target": self.target, "runs": self.runs, "tolerance": self.tolerance, "agrees": self.agrees,
-            "against": "the quantised program" if self.is_quantised else "the model",
+            "against": self.against, "change": dict(self.change),
             "norm": "max|a-b| / max|b|", "outputs": [asdict(each) for each in self.outputs],
             "layers": [asdict(each) for each in self.layers], "first_difference": None if first is None else asdict(first),
         }  # fmt: skip
@@ -131,7 +141,24 @@ def verify(
         if bisect:
             worst = max(outputs, key=lambda each: each.relative_error, default=None)
             layers = _compare_layers(session, reference.rewritten, runs[: worst.worst_run + 1 if worst else 1])
-    return Verification(artifact.target, len(runs), tolerance, outputs, layers, reference.is_quantised)
+    change = _change(program, reference, runs) if reference.changed_by else {}
+    return Verification(
+        artifact.target, len(runs), tolerance, outputs, layers, reference.is_quantised, reference.changed_by, change
+    )
+
+
+def _change(program: Program, reference: Reference, runs: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
+    """Return how far the passes have moved each output of the model, the worst of all runs."""
+    states: States | None = None
+    changed: States | None = None
+    found: dict[str, float] = {}
+    for inputs in runs:
+        before, states = program.run_stateful(inputs, states)
+        after, changed = reference.program.run_stateful(inputs, changed)
+        for spec, old, new in zip(program.signature.outputs, before, after, strict=True):
+            error = relative_error(new.detach().numpy(), old.detach().numpy())
+            found[spec.name] = max(error, found.get(spec.name, 0.0))
+    return found
 
 
 def _runs(

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dsopt
 from dsopt.artifact import Artifact
 from dsopt.errors import UsageError
-from dsopt.ir import Program
+from dsopt.ir import Program, example_inputs
 from dsopt.measure.verify import verify
+from dsopt.runtime import Session
 
 
 def test_an_artifact_agrees_with_the_program_it_was_built_from(conv_program: Program, nested_program: Program) -> None:
@@ -52,6 +54,26 @@ class _Late(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.total.add_(1)
         return x + torch.where(self.total > self.step, 1.0, 0.0)
+
+
+def test_what_passes_change_is_told_apart_from_what_the_code_gets_wrong(capture_function: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 1, 256, 8) for _ in range(3)]
+    program = capture_function(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), *inputs)
+    sparse = "...,sparse-attention{keys=16,tile=16,max_error=none,at_least=0}"
+    found = verify(dsopt.compile(program, "cpu", sparse), program)
+    assert found.agrees
+    assert found.against == "the model after sparse-attention"
+    artifact = dsopt.compile(program, "cpu", sparse)
+    (name,) = found.change
+    feeds = dict(zip([spec.name for spec in program.signature.inputs], example_inputs(program), strict=True))
+    with Session(artifact) as session:
+        got = session.run_flat({key: value.numpy() for key, value in feeds.items()})[name]
+    want = program.run(*feeds.values())[0].numpy()
+    assert found.change[name] == pytest.approx(np.abs(got - want).max() / np.abs(want).max(), rel=1e-3)
+    assert found.change[name] > 1e-3
+    plain = verify(dsopt.compile(program, "cpu"), program)
+    assert (plain.against, plain.change) == ("the model", {})
 
 
 def test_a_difference_that_only_comes_with_state_is_found_and_named() -> None:
