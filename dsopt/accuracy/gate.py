@@ -150,7 +150,7 @@ class _Referee:
         self, pipeline: tuple[Pass, ...], place: int, first: Draft, verdict: Verdict
     ) -> tuple[Draft, Verdict, tuple[Pass, ...]]:  # fmt: skip
         """Leave attention dense where it is furthest from sparse until the program, and then the code made of it, passes."""
-        layers, margin = by_loss(first.program, self.job.context()), 0.0
+        layers, margin, before = by_loss(first.program, self.job.context()), 0.0, verdict.drop
         why = "it is missed even with all attention dense"
 
         def kept(some: list[str]) -> tuple[Pass, ...]:
@@ -167,7 +167,7 @@ class _Referee:
             if found is None:
                 break
             draft = self.job.compile(kept(found))
-            verdict = replace(self.judge(draft), kept=dict.fromkeys(found, DENSE_ATTENTION))
+            verdict = replace(self.judge(draft), kept=dict.fromkeys(found, DENSE_ATTENTION), drop_before=before)
             if verdict.passes:
                 return draft, verdict, kept(found)
             margin += max(verdict.drop - drops[len(found)], 1e-6)

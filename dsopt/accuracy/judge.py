@@ -34,7 +34,7 @@ class Verdict:
 
     is_held_out: whether none of the samples was calibrated on.
     kept: operators that the search left at a higher precision, with that precision.  layers: by sensitivity, where it was measured.
-    against: what it was compared with: float, or a program that was quantised before.
+    against: what it was compared with: float, or a program that was quantised before.  drop_before: with nothing kept; None: not measured.
     """
 
     metric: str
@@ -50,6 +50,7 @@ class Verdict:
     kept: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerSensitivity, ...] = ()
     against: str = "float"
+    drop_before: float | None = None
 
     @property
     def passes(self) -> bool:
@@ -63,6 +64,7 @@ class Verdict:
             "drop_unit": self.unit, "max_drop": _finite(self.max_drop), "passes": self.passes, "samples": self.samples,
             "against": self.against, "place": self.place, "calibration_samples": self.calibration_samples, "held_out": self.is_held_out,
             "kept": dict(self.kept), "layers": [each.as_dict() for each in self.layers],
+            "drop_before": None if self.drop_before is None else _finite(self.drop_before),
         }  # fmt: skip
 
     def summary(self) -> str:
@@ -77,6 +79,8 @@ class Verdict:
             else ("operator", "at higher precision")
         )
         kept = f"; {count} {what[0]}{'' if count == 1 else 's'} {what[1]}" if count else ""
+        if self.drop_before is not None:
+            kept += f" ({', '.join(self.kept)}), and {self.drop_before:.3g} {self.unit} without"
         return f"{text}: a drop of {self.drop:.3g} {self.unit}{allowed}{kept}"
 
 

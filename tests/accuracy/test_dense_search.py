@@ -75,6 +75,8 @@ def test_the_gate_keeps_dense_what_the_metric_needs(program: Program) -> None:
     assert verdict is not None
     assert verdict.passes
     assert verdict.kept == {"peaked": "dense attention"}
-    assert "dense attention" in verdict.summary()
+    assert verdict.drop_before is not None
+    assert verdict.drop_before > 182.0 >= verdict.drop
+    assert f"with dense attention (peaked), and {verdict.drop_before:.3g} points without" in verdict.summary()
     with pytest.raises(CheckError, match="even with all attention dense"):
         api.build(program, "cpu", f"...,{SPARSE}", {"x": _data(12)}, gate=Gate(20.0, "snr"), calibration_samples=4)
