@@ -1,7 +1,8 @@
 """Dynamic sparse attention in O(n log n), written for reading: hierarchical retrieval by tiles, and a residual for everything else.
 
 1. Keys and values are added up in a pyramid of nodes (`pyramid`).
-2. Each tile of queries searches the pyramid with its mean query for the keys with the highest scores (`search.find_keys`).
+2. Each tile of queries searches the pyramid with its mean query for the keys with the highest scores (`search.find_keys`); under a
+   causal mask with the mean of queries up to its first, so that nothing depends on what comes later (`selection.probes`).
 3. All other keys are covered by nodes, small where scores are high, large elsewhere (`search.find_cover`).
 4. One softmax runs over the picked keys and the nodes: a node counts as its mean key, its mean value, and the logarithm of its count,
    picked keys taken out (`attend`). Under a causal mask the keys at the tile's own place are attended to exactly.

@@ -1,7 +1,7 @@
 """Which keys a tile of queries looks at one by one, and which nodes stand for all others.
 
-A tile searches with the mean of its queries. It never sees a part of a node: `prefix` is how many leaves all of its rows may attend to,
-and a node at the end of the prefix whose partner is outside joins the candidates at its own level.
+A tile searches with the mean of its queries (`selection.probes`). It never sees a part of a node: `prefix` is how many leaves all of
+its rows may attend to, and a node at the end of the prefix whose partner is outside joins the candidates at its own level.
 """
 
 from __future__ import annotations

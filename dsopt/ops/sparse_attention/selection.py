@@ -117,7 +117,7 @@ def search(heads: Heads, pyramid: Sequence[Level], causal: str, tile: int, windo
     start = first + offset(queries, heads.key.shape[1], causal)
     near = torch.stack([start - window, start + tile + window], 1) if window else torch.stack([start, start], 1)
     work.add("scoring", count * queries * head)
-    probe = in_tiles(heads.query, tile).sum(2) / (last - first + 1)[:, None]
+    probe = probes(heads.query, tile, causal != "none")
     found = []
     for some in steps(heads, len(first)):
         part = Tiles(probe[:, some], prefix[some], near[some])
@@ -127,6 +127,20 @@ def search(heads: Heads, pyramid: Sequence[Level], causal: str, tile: int, windo
     whole = Selection.of([torch.cat(parts, 1) for parts in zip(*(each.tensors for each in found), strict=True)])
     nodes = max(1, int(whole.cover.is_valid.sum(2).max()))
     return Selection(whole.picks, Cover(*(each[..., :nodes] for each in whole.tensors[2:5])), whole.exact)
+
+
+def probes(query: Tensor, tile: int, is_causal: bool) -> Tensor:
+    """Return the mean query (G, t, D) that each tile searches with, of (G, T, D).
+
+    It is that of the tile's own queries. Under a causal mask it is that of the `tile` queries that end with the tile's first one: what a
+    query looks at must not depend on later ones.
+    """
+    queries, size = query.shape[1], min(tile, query.shape[1])
+    first = torch.arange(0, queries, size, device=query.device)
+    if is_causal:
+        before = F.pad(query, (0, 0, size - 1, 0))[:, : len(first) * size]
+        return in_tiles(before, size).sum(2) / (first + 1).clamp(max=size)[:, None]
+    return in_tiles(query, size).sum(2) / (queries - first).clamp(max=size)[:, None]
 
 
 def steps(heads: Heads, tiles: int) -> Iterator[slice]:

@@ -66,6 +66,11 @@ class Call:
         T = self.query.shape[2]
         return [range(first, min(first + self.tile, T)) for first in range(0, T, self.tile)]
 
+    def asking(self, t: int) -> range:
+        """Return the queries whose mean a tile searches with."""
+        own = self.tiles()[t]
+        return own if self.causal == "none" else range(max(own[0] - self.tile + 1, 0), own[0] + 1)
+
 
 def dense(call: Call) -> Tensor:
     """Return dense attention (B, H, T, E) in float64, 0 for a query without any key."""
@@ -148,7 +153,8 @@ class _Tree:
     def __init__(self, call: Call, b: int, h: int, t: int) -> None:
         q, self.k, _, added = call.head(b, h)
         queries = call.tiles()[t]
-        self.probe = sum(q[i] for i in queries) / len(queries)
+        asking = call.asking(t)
+        self.probe = sum(q[i] for i in asking) / len(asking)
         self.added, self.weights = added, added.exp()
         self.plan, S = call.plan(h), self.k.shape[0]
         self.leaves = min(call.seen(i) for i in queries) // LEAF

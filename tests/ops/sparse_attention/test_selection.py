@@ -94,8 +94,8 @@ def test_where_all_leaves_are_kept_picks_are_the_best_keys_of_all(causal: str, b
     call = sample(300, causal=causal, budget=(budget,), unit="keys", window=0, bias=added(300), dtype=torch.float64)
     for b, h, t, chosen, _, exact in all_parts(call):
         q, k, _, bias = call.head(b, h)
-        queries = call.tiles()[t]
-        scores = (k[: exact.start] @ q[queries.start : queries.stop].mean(0) + bias[: exact.start]).tolist()
+        asking = call.asking(t)
+        scores = (k[: exact.start] @ q[asking.start : asking.stop].mean(0) + bias[: exact.start]).tolist()
         best = sorted(range(exact.start), key=lambda j: (-scores[j], j))[: int(budget)]
         assert chosen == sorted(best)
 

@@ -66,6 +66,24 @@ def test_the_result_is_that_of_plain_loops_on_the_same_selection(name: str) -> N
     torch.testing.assert_close(attend_selected(selection, *call.arguments), found, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", ["start", "end"])
+@pytest.mark.parametrize("tile", [1, 16, 64])
+@pytest.mark.parametrize("window", [0, 5])
+def test_under_a_causal_mask_nothing_depends_on_what_comes_later(causal: str, tile: int, window: int) -> None:
+    """Neither through what is attended to, nor through the choice of it."""
+    call = sample(300, causal=causal, tile=tile, window=window, batch=2, **NARROW)
+    before = sparse_attention(*call.arguments)
+    for place in (1, 100, 128, 155, 299):
+        later = {}
+        for name in ("query", "key", "value"):
+            changed = getattr(call, name).clone()
+            changed[:, :, place:] = 3 * changed[:, :, place:].flip(2)
+            later[name] = changed
+        after = sparse_attention(*dataclasses.replace(call, **later).arguments)
+        assert torch.equal(after[:, :, :place], before[:, :, :place])
+        assert not torch.equal(after[:, :, place:], before[:, :, place:])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_float32_agrees_with_float64_on_the_same_selection(name: str) -> None:
     call = CASES[name]

@@ -66,8 +66,12 @@ def _sparse(f: FunctionBuilder, form: Form, plan: Schedule, query: Value, places
     rows = places.count * form.tile
     if rows > form.queries:
         query = f.op("Pad", query, f.vector([0, 0, 0, 0, rows - form.queries, 0]))
-    query = f.reshape(query, -1, places.count, form.tile, form.head)
-    probe = f.op("Div", f.sum(query, 2), f.constant(places.rows[None, :, None], query.dtype))
+    probed, counts = query, places.rows
+    if form.causal != "none":  # the queries up to a tile's first one: see selection.probes
+        probed = f.slice(f.op("Pad", query, f.vector([0, form.tile - 1, 0, 0, 0, 0])), 1, 0, rows)
+        counts = np.minimum(np.arange(0, rows, form.tile) + 1, form.tile)
+    query, probed = (f.reshape(each, -1, places.count, form.tile, form.head) for each in (query, probed))
+    probe = f.op("Div", f.sum(probed, 2), f.constant(counts[None, :, None], query.dtype))
     search = Search(f, probe, form.head, places, part.keys, part.levels, part.slots)
     picks = search.find_keys(plan)
     cover = search.find_cover(plan)

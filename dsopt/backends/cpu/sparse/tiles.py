@@ -26,10 +26,10 @@ from dsopt.sparse_schedule import LEAF
 
 
 def pack(form: Form) -> PrimFunc:
-    """Make dsopt_pack: scaled queries as (groups, D, lanes), the last row repeated to a group, and the mean of the rows."""
+    """Make dsopt_pack: scaled queries as (groups, D, lanes), the last row repeated to a group, and the mean of `probed` rows at `near`."""
     code = Code("dsopt_pack")
-    query, settings, packed, probe = code.floats("query", "settings", "packed", "probe")
-    rows, groups, stride = code.counts("rows", "groups", "stride")
+    query, near, settings, packed, probe = code.floats("query", "near", "settings", "packed", "probe")
+    rows, probed, groups, stride = code.counts("rows", "probed", "groups", "stride")
     scale = code.let(settings[SCALE])
     lanes = form.level.lanes
     with code.loop(groups) as g:
@@ -39,11 +39,11 @@ def pack(form: Form) -> PrimFunc:
                 read = [code.let(query.vector(start + i * LANES, LANES) * same(scale, LANES)) for start in starts]
                 for n, column in enumerate(transposed(code, read)):
                     code.set(packed, column, (g * form.head + i * LANES + n) * lanes + half)
-    part = code.let(scale / tirx.Cast("float32", rows))
+    part = code.let(scale / tirx.Cast("float32", probed))
     for at, width in pieces(form.head, lanes):
         total = code.registers(f"float32x{width}", [same(number(0.0), width)])
-        with code.loop(rows) as r:
-            code.set(total, total[0] + query.vector(r * stride + at, width))
+        with code.loop(probed) as r:
+            code.set(total, total[0] + near.vector(r * stride + at, width))
         code.set(probe, total[0] * same(part, width), at)
     return code.build()
 
@@ -108,8 +108,22 @@ class _Call:
         rows = code.let(least(self.tile, self.queries - first))
         groups = code.let(divided(rounded_up(rows, lanes), lanes))
         stride = code.let(self.numbers["query_row"])
-        source = self.given["query"].at(code.let(first * stride))
-        code.call("dsopt_pack", source, self.settings.at(0), self.at("packed"), self.at("probe"), rows, groups, stride)
+        # Under a causal mask a tile searches with the queries up to its first one: see selection.probes.
+        low = code.let(either(self.is_causal, most(first - self.tile + 1, 0), first))
+        probed = code.let(either(self.is_causal, first - low + 1, rows))
+        source, near = (self.given["query"].at(code.let(row * stride)) for row in (first, low))
+        code.call(
+            "dsopt_pack",
+            source,
+            near,
+            self.settings.at(0),
+            self.at("packed"),
+            self.at("probe"),
+            rows,
+            probed,
+            groups,
+            stride,
+        )
         limits, place = self.arenas["limit"], self.places["limit"]
         with code.loop(groups * lanes) as i:
             code.set(limits, narrow(self.sees(code.let(first + least(i, rows - 1)))), place + i)

@@ -133,11 +133,15 @@ def _rest(
 
 
 @triton.jit
-def _probe(Q, PROBE, tile_first, tile, queries, scale, q_t, D: tl.constexpr, DP: tl.constexpr):
-    """Store the mean of the tile's scaled queries."""
+def _probe(Q, PROBE, tile_first, tile, queries, scale, q_t, D: tl.constexpr, DP: tl.constexpr, CAUSAL: tl.constexpr):
+    """Store the mean of the tile's scaled queries; if CAUSAL of the queries that end with its first: see selection.probes."""
     channel = tl.arange(0, DP)
     total = tl.zeros((DP,), tl.float32)
-    rows = tl.minimum(tile, queries - tile_first)
+    if CAUSAL:
+        rows = tl.minimum(tile, tile_first + 1)
+        tile_first -= rows - 1
+    else:
+        rows = tl.minimum(tile, queries - tile_first)
     for start in range(0, rows, 16):
         row = start + tl.arange(0, 16)
         place = (tile_first + row)[:, None].to(tl.int64) * q_t + channel[None, :]
@@ -186,7 +190,7 @@ def select(
     if window > 0:
         near_first -= window
         near_last += tile + window
-    _probe(Q, PROBE, tile_first, tile, queries, scale, q_t, D, DP)
+    _probe(Q, PROBE, tile_first, tile, queries, scale, q_t, D, DP, CAUSAL)
 
     number = tl.arange(0, N_FIRST)
     found = _search_level(
