@@ -139,12 +139,13 @@ def _probe(Q, PROBE, tile_first, tile, queries, scale, q_t, D: tl.constexpr, DP:
     total = tl.zeros((DP,), tl.float32)
     if CAUSAL:
         rows = tl.minimum(tile, tile_first + 1)
-        tile_first -= rows - 1
+        Q += (tile_first - rows + 1).to(tl.int64) * q_t
     else:
         rows = tl.minimum(tile, queries - tile_first)
-    for start in range(0, rows, 16):
-        row = start + tl.arange(0, 16)
-        place = (tile_first + row)[:, None].to(tl.int64) * q_t + channel[None, :]
+        Q += tile_first.to(tl.int64) * q_t
+    for start in range(0, rows, 8):
+        row = start + tl.arange(0, 8)
+        place = row[:, None] * q_t + channel[None, :]
         q = tl.load(Q + place, mask=(row < rows)[:, None] & (channel < D)[None, :], other=0.0)
         total += tl.sum(q.to(tl.float32), 0)
     tl.store(PROBE + channel, total * scale / rows)
