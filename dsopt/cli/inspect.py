@@ -138,7 +138,20 @@ def _artifact_text(artifact: Artifact) -> str:
     files = table(
         ["file", "bytes", "sha256"], [(n, e["bytes"], e["sha256"][:16]) for n, e in sorted(manifest["files"].items())]
     )
-    return head + "\n" + _layers_text(manifest) + _quantisation_text(manifest) + files
+    return head + "\n" + _attention_text(manifest) + _layers_text(manifest) + _quantisation_text(manifest) + files
+
+
+def _attention_text(manifest: Mapping[str, Any]) -> str:
+    """Return what was decided on each attention: its work and its error, or why it is dense; "" where nobody asked."""
+    from dsopt.report.fields import records, text
+
+    lines: list[str] = []
+    for entry in records(manifest, "passes"):
+        if text(entry, "name").partition("{")[0] == "sparse-attention":
+            for part in ("notes", "skips"):
+                found = entry.get(part)
+                lines += [str(line)[:1000] for line in found] if isinstance(found, (list, tuple)) else []
+    return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "")
 
 
 def _quantisation_text(manifest: Mapping[str, Any]) -> str:

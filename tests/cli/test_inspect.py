@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dsopt
 from tests.cli.conftest import Run
 
 TINY = "tests.cli.models:tiny"
@@ -45,6 +50,19 @@ def test_an_artifact_is_shown_without_its_model(run: Run, run_json: Callable[...
     assert "model.onnx" in text
     assert run_json("inspect", artifact)["target"] == "cpu"
     assert "compiled already" in run("inspect", artifact, "--target", "cpu", code=2).stderr
+
+
+def test_what_was_decided_on_attention_is_shown(run: Run) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 256, 8)
+    net = nn.Module()
+    attend = F.scaled_dot_product_attention
+    net.forward = lambda x: attend(x, x, x) + attend(x, x[:, :, :64], x[:, :, :64])  # type: ignore[method-assign]
+    sparse = "...,sparse-attention{keys=32,max_error=none,at_least=128}"
+    dsopt.compile(dsopt.capture(net, (x,)), "cpu", sparse).save("sparse")
+    text = run("inspect", "sparse").stdout
+    assert "sparse attention with 0." in text
+    assert "it has 64 keys, and sparse attention is faster from 128 on" in text
 
 
 def test_an_altered_artifact_is_refused(run: Run, artifact: Path) -> None:
