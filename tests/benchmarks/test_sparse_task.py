@@ -25,23 +25,29 @@ def test_agreement_is_that_of_scikit_learn() -> None:
     labels = torch.arange(60) % 5
     dense = F.normalize(torch.randn(5, 16)[labels] + torch.randn(60, 16), dim=1)
     sparse = F.normalize(dense + 0.1 * torch.randn(60, 16), dim=1)
-    own, *rows = task.judge(dense, sparse, [labels])
+    own, same, clear, *rows = task.judge(dense, sparse, [labels])
     index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(dense).kneighbors(sparse)[1][:, 0]
     assert own["agreement"] == pytest.approx(np.mean(index == np.arange(60)))
     nearest = [
         NearestNeighbors(n_neighbors=2, metric="cosine").fit(each).kneighbors(each)[1][:, 1] for each in (dense, sparse)
     ]
-    assert rows[0]["agreement"] == pytest.approx(np.mean(nearest[0] == nearest[1]))
-    assert rows[0]["agreement"] < 1
+    assert same["agreement"] == pytest.approx(np.mean(nearest[0] == nearest[1]))
+    assert same["agreement"] < 1
+    distances = NearestNeighbors(n_neighbors=3, metric="cosine").fit(dense).kneighbors(dense)[0]
+    is_clear = distances[:, 2] - distances[:, 1] > task.CLEAR
+    assert clear["texts"] == is_clear.sum() < 60
+    assert clear["agreement"] == pytest.approx(np.mean((nearest[0] == nearest[1])[is_clear]))
+    cosines = (dense * dense[nearest[0]]).sum(1) - (dense * dense[nearest[1]]).sum(1)
+    assert same["lost"] == pytest.approx(float(cosines.mean()), abs=1e-6)
     classes = [_left_out_centroids(each, labels) for each in (dense, sparse)]
     near = [labels.numpy()[each] for each in nearest]
-    for row, (wanted, given) in zip(rows[1:], (near, classes), strict=True):
+    for row, (wanted, given) in zip(rows, (near, classes), strict=True):
         assert row["agreement"] == pytest.approx(np.mean(wanted == given))
         accuracies = [np.mean(each == labels.numpy()) for each in (wanted, given)]
         assert [row["dense_accuracy"], row["accuracy"]] == pytest.approx(accuracies)
         assert row["kept_low"] <= row["kept"] <= row["kept_high"]
         assert row["kept"] == pytest.approx(accuracies[1] / accuracies[0])
-    assert rows[0]["cosine"] == pytest.approx(float(F.cosine_similarity(dense, sparse).mean()), rel=1e-6)
+    assert same["cosine"] == pytest.approx(float(F.cosine_similarity(dense, sparse).mean()), rel=1e-6)
 
 
 def _left_out_centroids(embedding: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
