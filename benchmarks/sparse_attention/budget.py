@@ -39,4 +39,4 @@ def attention_share(program: Program) -> float:
             query, keys = node.args[0].meta["val"].shape, node.args[1].meta["val"].shape[2]
             dense += prod(query[:3]) * keys * (query[3] + node.meta["val"].shape[3])
             taken += multiply_adds(node)
-    return taken / dense
+    return float(taken / dense)  # the batch, which may vary, cancels out
