@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,8 @@ def open_model(
     if file != MODEL:
         # There is a session for each segment; the threads of one must not spin while another runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        _share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     beside = [name for name in (MODEL, DATA) if name in artifact.files and name != file]
     path = artifact.path_of(file)
     try:
@@ -96,6 +100,17 @@ def open_model(
             why=_sentence(problem),
             fix=f"compile the model again, or update onnxruntime ({ort.__version__} is installed)",
         ) from problem
+
+
+@cache
+def _share_memory() -> None:
+    """Give the segments of all models in this process one memory for what they compute.
+
+    With a memory each, what one segment leaves in the CPU's cache is of no use to the next: 5 % of the time of a small encoder.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with suppress(*ORT_ERRORS):  # the program around has done so before
+        ort.create_and_register_allocator(memory, None)
 
 
 def read_weights(artifact: Artifact, has_paths: bool = False) -> dict[str, bytes]:
