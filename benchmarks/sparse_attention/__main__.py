@@ -16,7 +16,7 @@ retrieval   how often a search finds the key that a query looks for (retrieval.p
 speed       seconds of a call; `peer`, the best of torch and ONNX Runtime, in the same run; `ratio`, how many times as long it takes
             (and once more with torch alone, both held to AVX2)
 network     seconds of a whole network's cpu artifact, with and without sparse attention (networks.py here); network-16k: at 16,384
-            keys, for which dense attention takes 20 GB
+            keys, of 4 layers, since a dense call takes 10 seconds a layer
 crossover   the smallest n from which on sparse attention is not slower
 
 All of them look at the same keys (budget.py here), but for perplexity, distilled and guard, where the pass divides 15 % of dense work
@@ -211,7 +211,7 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
                 "2 layers of width 64", networks.Encoder(2, 64, 2), torch.zeros(1, 256, dtype=torch.int64), 1.0
             )
         ]
-    rows = [deep_row(4096)]
+    rows = [deep_row(12, 4096)]
     if chosen.assets is None:
         return rows
     text = shakespeare(chosen.assets)
@@ -221,14 +221,17 @@ def network_rows(chosen: argparse.Namespace) -> list[Row]:
     ]
 
 
-def deep_row(length: int) -> Row:
+def deep_row(layers: int, length: int) -> Row:
     return networks.network_row(
-        "12 layers of width 768", networks.Encoder(), torch.randperm(networks.WORDS)[None, :length], SECONDS[False]
+        f"{layers} layers of width 768",
+        networks.Encoder(layers),
+        torch.randperm(networks.WORDS)[None, :length],
+        SECONDS[False],
     )
 
 
 def long_rows(chosen: argparse.Namespace) -> list[Row]:
-    return [] if chosen.quick else [deep_row(16384)]
+    return [] if chosen.quick else [deep_row(4, 16384)]
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
