@@ -66,7 +66,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "passes": ({"ir", "ops", "native", *BASE}, {"torch", "numpy"}),
     "frontend": ({"ir", "ops", *BASE}, {"torch", "onnx", "numpy"}),
     "ir": ({"ops", *BASE}, {"torch"}),
-    "ops": ({"sparse_schedule"}, {"torch", "numpy"}),
+    "ops": ({"errors", "sparse_schedule"}, {"torch", "numpy"}),
     "npy": (set(), {"numpy"}),
     "native": (set(), set()),
     "runtime": ({"artifact", "simulate", "npy", *BASE}, {"numpy", "onnxruntime"}),
