@@ -159,6 +159,8 @@ STOPPED_WHILE_WRITING = """
 import os, signal, sys, time
 from dsopt.artifact import writing
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+
 def stop(descriptor):
     os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
     time.sleep(10)
@@ -191,6 +193,8 @@ from dsopt.artifact import writing
 
 number = getattr(signal, os.environ["SIGNAL"])
 where = os.environ["AGAIN"]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 
 def stop(descriptor):
     os.kill(os.getpid(), number)
