@@ -62,7 +62,7 @@ from benchmarks.sparse_attention.plot import write_charts
 
 PIECES = {True: 1, False: 4}
 """Of 1,024 ids for fidelity, in a quick run and in one that counts."""
-QUICK_TEXTS = 24
+QUICK_TEXTS = 32
 SECONDS = {True: 1.0, False: 20.0}
 """Of timing for each row."""
 
@@ -80,8 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(names) - set(MEASURES))
     if unknown:
         options.error(f"no measure {unknown[0]!r}; known: {', '.join(MEASURES)}")
-    if chosen.texts is not None and chosen.texts < 2:
-        options.error(f"--texts is {chosen.texts} and must be at least 2")
+    least = task.CALIBRATION + 2
+    if chosen.texts is not None and chosen.texts < least:
+        options.error(
+            f"--texts is {chosen.texts} and must be at least {least}, {task.CALIBRATION} of which are calibrated on"
+        )
     torch.set_num_threads(1)
     try:
         rows, lists = reported() if chosen.report else (measured(names, chosen), {})
@@ -154,7 +157,7 @@ def task_rows(chosen: argparse.Namespace) -> list[Row]:
         return []
     texts = task.read_texts(chosen.assets)
     count = chosen.texts or (QUICK_TEXTS if chosen.quick else len(texts.labels))
-    return task.task_rows(texts.first(count), minilm.load, chosen.work)
+    return task.task_rows(texts.first(count), minilm.load, chosen.work, 1 if chosen.quick else task.EPOCHS)
 
 
 def retrieval_rows(chosen: argparse.Namespace) -> list[Row]:

@@ -134,7 +134,9 @@ def embeddings(pieces: Tensor, encoders: Sequence[Encoder], kept: Path | None) -
 
 
 @contextmanager
-def encoders(program: Program, calibration: Tensor) -> Iterator[tuple[dict[str, Encoder], dict[str, float]]]:
+def encoders(
+    program: Program, calibration: Tensor, epochs: int
+) -> Iterator[tuple[dict[str, Encoder], dict[str, float]]]:
     """Give the cpu artifacts of an encoder of (1, S) ids by method, and the share of dense attention's work that each does."""
     keys = keys_of(LENGTH, TILE, HEAD, HEAD)
     spared = _made(program, calibration, f"keys={keys},max_error=none,")
@@ -142,7 +144,7 @@ def encoders(program: Program, calibration: Tensor) -> Iterator[tuple[dict[str, 
     progress("task: teaching")
     with torch.no_grad():
         wanted = torch.cat([program.run(each[None])[0] for each in calibration])
-    taught = teach(passed, program, Pieces(calibration, wanted), EPOCHS)
+    taught = teach(passed, program, Pieces(calibration, wanted), epochs)
     methods = {"dense": program, "schedule": spared, "pass": passed, "taught": taught}
     with ExitStack() as opened:
         found: dict[str, Encoder] = {}
@@ -174,11 +176,11 @@ def _keep(path: Path, done: Tensor) -> None:
     temporary.replace(path)
 
 
-def task_rows(texts: Texts, load: Callable[[int], nn.Module], folder: Path | None) -> list[Row]:
-    """Return a row for each method and task. folder: where embeddings are kept."""
+def task_rows(texts: Texts, load: Callable[[int], nn.Module], folder: Path | None, epochs: int = EPOCHS) -> list[Row]:
+    """Return a row for each method and task. folder: where embeddings are kept.  epochs: of teaching."""
     texts, calibration = texts.held_out()
     program = dsopt.capture(load(LENGTH), (texts.pieces[:1],))
-    with encoders(program, calibration) as (found, shares):
+    with encoders(program, calibration, epochs) as (found, shares):
         embedded = embeddings(texts.pieces, list(found.values()), folder and folder / f"embeddings-{TILE}.npy")
     dense, *others = embedded
     return [

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from sklearn.neighbors import NearestCentroid, NearestNeighbors
 
 import dsopt
+from benchmarks.sparse_attention import __main__ as benchmark
 from benchmarks.sparse_attention import minilm, task
 
 
@@ -92,11 +93,10 @@ def test_embeddings_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tm
 def test_methods_are_artifacts_of_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "LAYERS", 1)
     monkeypatch.setattr(task, "LENGTH", 128)
-    monkeypatch.setattr(task, "EPOCHS", 1)
     pieces = torch.randint(200, 1000, (3, 128), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     net = minilm.MiniLm(128).eval()
-    with task.encoders(dsopt.capture(net, (pieces[:1],)), pieces[2:]) as (found, shares):
+    with task.encoders(dsopt.capture(net, (pieces[:1],)), pieces[2:], 1) as (found, shares):
         dense, *sparse = (found[method](pieces[:2]) for method in ("dense", "schedule", "pass", "taught"))
     with torch.inference_mode():
         torch.testing.assert_close(dense, net(pieces[:2]), rtol=0, atol=1e-5)
@@ -106,6 +106,13 @@ def test_methods_are_artifacts_of_one_encoder(monkeypatch: pytest.MonkeyPatch) -
     for each in sparse:
         assert not torch.equal(each, dense)
         assert (each * dense).sum(1).min() > 0.8
+
+
+def test_too_few_texts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.QUICK_TEXTS >= task.CALIBRATION + 2
+    with pytest.raises(SystemExit):
+        benchmark.main(["--measures", "task", "--texts", str(task.CALIBRATION + 1)])
+    assert "must be at least 26" in capsys.readouterr().err
 
 
 def test_pieces_that_calibrate_are_not_judged() -> None:
