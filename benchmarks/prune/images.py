@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dsopt
-from benchmarks.harness import Row, progress
+from benchmarks.harness import Row, machine, progress
 from benchmarks.kept import kept
 from benchmarks.prune.image_data import BATCH, Batches, Images, fast_layout
 from benchmarks.prune.image_nets import NETWORKS, SIDE, captured, width_of_size
@@ -127,6 +127,8 @@ def image_rows(
         is_late = end is not None and time.monotonic() >= end
         result = trainings.known(job) if is_late else trainings.result(job)
         done += [] if result is None else [result]
+    # what this plan does not ask for is not lost: further seeds, other networks
+    done += [row for job, row in earlier.items() if job not in set(jobs(plan))]
     return summary(done), done
 
 
@@ -179,7 +181,7 @@ class Trainings:
         shape = program if job.method != "int8" else self.program(Job(job.network, job.seed, "pruned", job.ratio))
         found: Row = {
             **asdict(job), "accuracy": accuracy(program, self.images), "parameters": parameters_of(shape),
-            "cpu_seconds": round(time.process_time() - start),
+            "cpu_seconds": round(time.process_time() - start), "processor": machine()["processor"],
         }  # fmt: skip
         progress(f"{job.stem}: {found['accuracy']:.2f} %, {found['cpu_seconds']} s")
         if self.folder is not None:

@@ -181,7 +181,7 @@ def task_rows(texts: Texts, load: Callable[[int], nn.Module], folder: Path | Non
     texts, calibration = texts.held_out()
     program = dsopt.capture(load(LENGTH), (texts.pieces[:1],))
     with encoders(program, calibration, epochs) as (found, shares):
-        embedded = embeddings(texts.pieces, list(found.values()), folder and folder / f"embeddings-{TILE}.npy")
+        embedded = embeddings(texts.pieces, list(found.values()), folder and folder / f"embeddings-{TILE}-{epochs}.npy")
     dense, *others = embedded
     return [
         {**row, "method": method, "share": shares[method]}

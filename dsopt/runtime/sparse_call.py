@@ -85,7 +85,7 @@ class KernelConfig:
 
 
 class Layout(NamedTuple):
-    """Shape and strides (bytes) of an array. Of no array: all sizes 0."""
+    """Shape and strides (bytes) of an array; both empty where there is none."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -185,14 +185,14 @@ class Calls:
         self.phases = self._phases(batches, pools, self.threads)
 
     def _phases(self, batches: int, pools: Sequence[Pooling], threads: int) -> list[list[Job]]:
-        together: dict[int | tuple[int, int], list[Step]] = {number: [pool] for number, pool in enumerate(pools)}
-        for batch in range(batches):
-            for head in range(self._heads):
-                owner = self._pyramid_of.get((batch, head // self._shared), (batch, head))
-                owner = (batch, head) if self._plans[head].is_dense else owner
-                together.setdefault(owner, []).extend(self._attending(batch, head, 1))
-        if threads == 1 or len(together) >= _PARTS_A_THREAD * threads:
+        alone = batches * sum(plan.is_dense for plan in self._plans)
+        if threads == 1 or len(pools) + alone >= _PARTS_A_THREAD * threads:
             # A head is attended to while its keys and its pyramid are still in the cache.
+            together: dict[int | tuple[int, int], list[Step]] = {number: [pool] for number, pool in enumerate(pools)}
+            for batch in range(batches):
+                for head, plan in enumerate(self._plans):
+                    owner = (batch, head) if plan.is_dense else self._pyramid_of[batch, head // self._shared]
+                    together.setdefault(owner, []).extend(self._attending(batch, head, 1))
             return [list(together.values())]
         parts = -(-_PARTS_A_THREAD * threads // (batches * self._heads))
         split: list[Job] = [

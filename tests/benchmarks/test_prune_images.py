@@ -95,6 +95,10 @@ def test_a_later_call_adds_what_the_newest_run_of_the_plan_lacks(small: Path, mo
     second = json.loads(results_store.newest_path("prune").read_text())["trainings"]
     assert [each for each in second if each["seed"] == 0] == first
     assert {each["accuracy"] for each in second if each["seed"] == 1} == {60.0}
+    prune.main(["--assets", str(small), "--seeds", "1"])  # fewer seeds lose none
+    third = json.loads(results_store.newest_path("prune").read_text())
+    assert third["seeds"] == [0, 1]
+    assert sorted(third["trainings"], key=str) == sorted(second, key=str)
     monkeypatch.setattr(prune, "Plan", lambda: replace(PLAN, rate=0.5))
     prune.main(["--assets", str(small), "--seeds", "1"])
     other = json.loads(results_store.newest_path("prune").read_text())["trainings"]

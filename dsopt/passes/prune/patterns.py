@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import numpy as np
 
 from dsopt.errors import UsageError
+from dsopt.ir.layer_names import is_inside, split_patterns
 from dsopt.passes.prune.channels import Channels, Keep
 
 
@@ -14,8 +13,8 @@ def channels_of_layers(channels: Channels, patterns: str) -> Keep:
     """Tell of each channel whether a weight of one of these layers has it. Raises UsageError for a pattern that names no layer."""
     found = np.zeros(channels.count, np.bool_)
     names = [spec.name for spec in channels.inference.program.signature.weights]
-    for pattern in filter(None, (each.strip() for each in patterns.split("|"))):
-        chosen = {name for name in names if is_in_layer(name, pattern)}
+    for pattern in split_patterns(patterns):
+        chosen = {name for name in names if is_inside(name, pattern)}
         if not chosen:
             layers = sorted({name.rpartition(".")[0] for name in names} - {""})
             raise UsageError(
@@ -25,9 +24,3 @@ def channels_of_layers(channels: Channels, patterns: str) -> Keep:
             if use.weight in chosen:
                 found[channels.in_row(use.row)] = True
     return found
-
-
-def is_in_layer(weight: str, pattern: str) -> bool:
-    """Tell whether a weight belongs to a layer that matches a pattern, or to a layer inside of one."""
-    parts = weight.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))

@@ -9,18 +9,15 @@ from torch import fx
 
 from dsopt.errors import UsageError
 from dsopt.ir import Program
+from dsopt.ir.layer_names import is_inside, split_patterns
 from dsopt.passes.quantize.observer import OBSERVERS
 
 
 def matches(program: Program, node: fx.Node, patterns: str) -> bool:
     """Tell whether one of "head|features.*.conv" names the layer of a node, a module around it, or the node itself."""
-    path = program.layer(node).split(".")
-    names = [node.name, *(".".join(path[:count]) for count in range(1, len(path) + 1))]
-    return any(fnmatchcase(name, pattern) for pattern in _listed(patterns) for name in names)
-
-
-def _listed(patterns: str) -> list[str]:
-    return [part.strip() for part in str(patterns).split("|") if part.strip()]
+    layer = program.layer(node)
+    found = split_patterns(str(patterns))
+    return any(is_inside(layer, pattern) or fnmatchcase(node.name, pattern) for pattern in found)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Precision:
         """Raise UsageError for a pattern that names no layer of the program."""
         nodes = [node for node in program.graph.nodes if node.op == "call_function"]
         for option in ("keep", "int16", "int8", "int4"):
-            for pattern in _listed(getattr(self, option)):
+            for pattern in split_patterns(str(getattr(self, option))):
                 if not any(matches(program, node, pattern) for node in nodes):
                     layers = sorted({program.layer(node) for node in nodes} - {""})
                     raise UsageError(
